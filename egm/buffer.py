@@ -1,0 +1,102 @@
+"""A replay buffer as a pair of pure functions: a ring of states with what is known about each.
+
+Items are a pytree with a leading axis; invalid items never enter, and empty places are never drawn.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from egm import checks
+from egm.typing import Array
+
+
+class Buffer(NamedTuple):
+    """State of a buffer of capacity C.
+
+    Attributes:
+      items: pytree of [C, ...].
+      num_added: int32, valid items added since the start; item j sits at j modulo C.
+    """
+
+    items: Any
+    num_added: Array
+
+
+def init(capacity: int, example: Any) -> Buffer:
+    """An empty buffer.
+
+    Args:
+      capacity: C, the number of items it holds.
+      example: pytree of one item (arrays or their shapes and dtypes), without the leading axis.
+
+    Returns:
+      Buffer.
+    """
+    checks.positive_int(capacity, "capacity")
+    items = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
+    return Buffer(items, jnp.zeros((), jnp.int32))
+
+
+def filled(buffer: Buffer) -> Array:
+    """[C] bool, the places that hold an item."""
+    capacity = _capacity(buffer)
+    return jnp.arange(capacity) < jnp.minimum(buffer.num_added, capacity)
+
+
+def add(buffer: Buffer, items: Any, valid: Array | None = None) -> Buffer:
+    """The buffer after adding a batch; the oldest items give way.
+
+    Args:
+      buffer: the state before.
+      items: pytree of [N, ...], N at most the capacity.
+      valid: [N] bool; items that are not valid are left out. None adds all.
+
+    Returns:
+      The state after.
+
+    Raises:
+      ValueError: N exceeds the capacity, or a shape differs from the buffer's.
+    """
+    capacity = _capacity(buffer)
+    shapes = jax.tree.map(lambda a: a.shape[1:], buffer.items)
+    came = jax.tree.map(lambda a: a.shape[1:], items)
+    if shapes != came:
+        raise ValueError(f"items have shapes {came} without their leading axis, the buffer holds {shapes}")
+    n = jax.tree.leaves(items)[0].shape[0]
+    if n > capacity:
+        raise ValueError(f"items must be at most the capacity {capacity}, got {n}")
+    valid = jnp.ones(n, bool) if valid is None else valid
+    order = jnp.cumsum(valid) - 1
+    # Places beyond the end are dropped by the scatter.
+    place = jnp.where(valid, (buffer.num_added + order) % capacity, capacity)
+    new = jax.tree.map(lambda b, a: b.at[place].set(a.astype(b.dtype), mode="drop"), buffer.items, items)
+    # Kept in [C, 2C) once full, so that the count cannot overflow.
+    total = buffer.num_added + jnp.sum(valid, dtype=jnp.int32)
+    total = jnp.where(total >= 2 * capacity, total - capacity, total)
+    return Buffer(new, total)
+
+
+def draw(probabilities: Array, uniforms: Array) -> Array:
+    """[B] indices with the given [C] probabilities, by inversion of [B] uniforms in [0, 1).
+
+    Stratified uniforms, (i + u_i)/B, give a stratified sample. Places of probability zero are never
+    drawn, unless all are.
+    """
+    cumulative = jnp.cumsum(probabilities)
+    index = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
+    last = jnp.max(jnp.where(probabilities > 0, jnp.arange(probabilities.shape[0]), 0))
+    return jnp.minimum(index, last)
+
+
+def sample(buffer: Buffer, probabilities: Array, uniforms: Array) -> Any:
+    """Items drawn with the given probabilities, as in `draw`: a pytree of [B, ...]."""
+    index = draw(probabilities, uniforms)
+    return jax.tree.map(lambda a: a[index], buffer.items)
+
+
+def _capacity(buffer: Buffer) -> int:
+    return jax.tree.leaves(buffer.items)[0].shape[0]

@@ -1,0 +1,110 @@
+"""Argument checks: every error names the argument, what came and what was expected.
+
+Static facts (shapes, dtypes, sizes) raise at trace time; values raise where they are concrete.
+"""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def concrete(value: Any) -> np.ndarray | None:
+    """The value as a numpy array, or None where it is traced or lives on other processes."""
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return None
+    return np.asarray(value)
+
+
+def positive_int(value: Any, name: str, minimum: int = 1) -> int:
+    """The value as an int; raises TypeError unless integral, ValueError when below `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def positive_float(value: Any, name: str, *, allow_zero: bool = False) -> float:
+    """The value as a float; raises unless it is a finite number above (or at) zero."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    ok = np.isfinite(value) and (value >= 0 if allow_zero else value > 0)
+    if not ok:
+        expected = "non-negative" if allow_zero else "positive"
+        raise ValueError(f"{name} must be finite and {expected}, got {value}")
+    return float(value)
+
+
+def finite_float(value: Any, name: str) -> float:
+    """The value as a float; raises unless it is a finite real number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return float(value)
+
+
+def float_array(x: Any, name: str, *, min_ndim: int = 0) -> jax.Array:
+    """`x` as an array; raises TypeError unless floating, ValueError when it has too few axes."""
+    dtype = getattr(x, "dtype", None)
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating point, got dtype {dtype or x.dtype}")
+    if x.ndim < min_ndim:
+        raise ValueError(f"{name} must have at least {min_ndim} axes, got shape {x.shape}")
+    return x
+
+
+def key_array(key: Any, name: str = "key") -> jax.Array:
+    """`key` itself; raises TypeError unless it is a typed PRNG key (or an array of them)."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        came = f"dtype {key.dtype}" if hasattr(key, "dtype") else repr(key)
+        raise TypeError(f"{name} must be a typed PRNG key, as jax.random.key(seed) makes, got {came}")
+    return key
+
+
+def time(t: Any, name: str, batch_shape: tuple[int, ...]) -> jax.Array:
+    """`t` as a float array of the given batch shape; concrete values outside [0, 1] raise."""
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        if not jnp.issubdtype(t.dtype, jnp.integer):
+            raise TypeError(f"{name} must be a floating point time, got dtype {t.dtype}")
+        t = t.astype(float)
+    if t.shape not in ((), batch_shape):
+        raise ValueError(f"{name} must be a scalar or have shape {batch_shape}, got shape {t.shape}")
+    value = concrete(t)
+    if value is not None and not np.all((value >= 0) & (value <= 1)):
+        bad = value[~((value >= 0) & (value <= 1))]
+        raise ValueError(f"{name} must lie in [0, 1], got {bad.ravel()[0]}")
+    return jnp.broadcast_to(t, batch_shape)
+
+
+def time_pair(t: Any, r: Any, batch_shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """`t` and `r` as float arrays of the batch shape; concrete values with t >= r raise."""
+    t_checked, r_checked = time(t, "t", batch_shape), time(r, "r", batch_shape)
+    t_value, r_value = concrete(t), concrete(r)
+    if t_value is not None and r_value is not None and not np.all(t_value < r_value):
+        bad = np.argmax(np.broadcast_to(t_value >= r_value, np.broadcast_shapes(t_value.shape, r_value.shape)))
+        t_bad = np.broadcast_to(t_value, np.broadcast_shapes(t_value.shape, r_value.shape)).ravel()[bad]
+        r_bad = np.broadcast_to(r_value, np.broadcast_shapes(t_value.shape, r_value.shape)).ravel()[bad]
+        raise ValueError(f"t must be below r, got t = {t_bad} and r = {r_bad}")
+    return t_checked, r_checked
+
+
+def model_output(out: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
+    """What a user's function returned, as a floating array; raises unless it has the expected shape."""
+    if not hasattr(out, "shape"):
+        raise TypeError(f"{name} must return an array of shape {shape}, got {type(out).__name__}")
+    if tuple(out.shape) != tuple(shape):
+        raise ValueError(f"{name} must return shape {shape}, got {tuple(out.shape)}")
+    out = jnp.asarray(out)
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(f"{name} must return a floating dtype, got {out.dtype}")
+    return out

@@ -1,0 +1,380 @@
+"""The Ising model on a periodic square lattice, with exact answers to judge samplers by.
+
+Energies and conditionals are jax functions; log Z, histograms, moments and samples are exact and
+computed on the host (`_ising_exact`), but for samples of large lattices, which come from coupling
+from the past on the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import checks
+from egm.energies import _ising_exact as exact
+from egm.typing import Array, Key
+
+_MAX_SWEEPS = 2**16
+_LANES = (2048, 512, 128)  # replicas at once: few shapes, so few compilations
+
+
+@dataclasses.dataclass(frozen=True)
+class Ising:
+    """E(x) = beta (-J sum_<ij> s_i s_j - h sum_i s_i) on a periodic `side` x `side` lattice.
+
+    Tokens are 0 and 1, the spin of token x is s = 2x - 1, sites are in row-major order, L = side^2.
+    The first sum runs over every site's right and lower neighbour: each bond once, and at side 2,
+    where both ways round the torus join the same pair, each pair twice. p(x) is proportional to
+    exp(-E(x)), beta inside E.
+
+    What is exact, and where:
+      `log_partition`: any side at zero field, side <= 16 with a field.
+      `sample`: side <= 16; beyond, coupling > 0, or coupling < 0 with an even side.
+      `energy_histogram`: side <= 5, side <= 32 at zero field.
+      `magnetization_histogram`: side <= 12.
+      `correlation_function`: side <= 16.
+
+    Attributes:
+      side: lattice side, at least 2.
+      inverse_temperature: beta >= 0; the infinite lattice at J = 1 is critical at
+        log(1 + sqrt(2)) / 2 = 0.4407.
+      coupling: J, ferromagnetic where positive.
+      field: h.
+    """
+
+    side: int
+    inverse_temperature: float
+    coupling: float = 1.0
+    field: float = 0.0
+
+    def __post_init__(self):
+        beta = checks.positive_float(
+            self.inverse_temperature, "inverse_temperature", allow_zero=True
+        )
+        object.__setattr__(self, "side", checks.positive_int(self.side, "side", minimum=2))
+        object.__setattr__(self, "inverse_temperature", beta)
+        for name in ("coupling", "field"):
+            object.__setattr__(self, name, checks.finite_float(getattr(self, name), name))
+
+    @property
+    def num_sites(self) -> int:
+        """L = side^2."""
+        return self.side**2
+
+    @property
+    def vocab_size(self) -> int:
+        """V = 2; the mask token is 2."""
+        return 2
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """(L,)."""
+        return (self.num_sites,)
+
+    @property
+    def _bond(self) -> float:
+        return self.inverse_temperature * self.coupling
+
+    @property
+    def _site(self) -> float:
+        return self.inverse_temperature * self.field
+
+    def __call__(self, x: Array) -> Array:
+        """Energy of each configuration.
+
+        Args:
+          x: [..., L] integer tokens in {0, 1}, of any integer dtype.
+
+        Returns:
+          [...] E(x) in the default float dtype; its sums are integers, so only scaling rounds.
+
+        Raises:
+          TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
+        """
+        # Sums of int8 vectorise on a CPU where sums of floats may not be reordered.
+        s = self._spins(x)
+        bonds = jnp.sum(s * self._shifted(s, (1, 0), (0, 1)), axis=(-2, -1), dtype=jnp.int32)
+        energy = -self._bond * bonds.astype(float)
+        if self.field:
+            up = jnp.sum(s, axis=(-2, -1), dtype=jnp.int32)
+            energy = energy - self._site * up.astype(float)
+        return energy
+
+    def single_site_conditionals(self, x: Array) -> Array:
+        """Logits of every site's token given all the others, at the cost of one energy.
+
+        Args:
+          x: [..., L] integer tokens in {0, 1}; the logits of site i do not depend on x_i.
+
+        Returns:
+          [..., L, V] -E(x with site i set to v) up to a constant a site; the two logits of a site
+          sum to zero.
+
+        Raises:
+          TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
+        """
+        return self._conditionals(self._spins(x))
+
+    def masked_conditionals(self, x: Array) -> Array:
+        """`single_site_conditionals` where some sites hold the mask: their spins count as zero.
+
+        A starting point for a denoiser, exact at a site whose four neighbours are revealed.
+
+        Args:
+          x: [..., L] integer tokens in {0, 1, 2}, 2 the mask.
+
+        Returns:
+          [..., L, V] logits.
+
+        Raises:
+          TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
+        """
+        s = self._spins(x)
+        return self._conditionals(jnp.where(s > 1, jnp.zeros_like(s), s))
+
+    def log_partition(self) -> float:
+        """log sum_x exp(-E(x)) in float64.
+
+        Enumeration up to side 5, Kaufman's formula at zero field (the exact density of states where
+        the lattice is frustrated: odd side, negative coupling), the transfer matrix with a field
+        (seconds up to side 15, half a minute at 16).
+
+        Raises:
+          ValueError: a field on a lattice of side above 16.
+        """
+        if self.side <= exact.MAX_ENUMERATION_SIDE:
+            return exact.enumerated_log_partition(self.side, self._bond, self._site)
+        if self._site == 0:
+            if self._bond >= 0 or self.side % 2 == 0:
+                return exact.kaufman_log_partition(self.side, abs(self._bond))
+            return exact.density_log_partition(self.side, self._bond)
+        self._supported("log_partition", exact.MAX_TRANSFER_SIDE, "any side at zero field, or ")
+        return exact.row_distribution(self.side, self._bond, self._site)[1]
+
+    def energy_histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """The exact distribution of E(x), beta inside.
+
+        Returns:
+          (energies [M] sorted, probabilities [M]), both float64.
+
+        Raises:
+          ValueError: side above 5 with a field, or above 32.
+        """
+        if self._site:
+            limit = exact.MAX_ENUMERATION_SIDE
+            self._supported("energy_histogram", limit, "side up to 32 at zero field, or ")
+        else:
+            self._supported("energy_histogram", exact.MAX_DENSITY_SIDE)
+        return exact.energy_histogram(self.side, self._bond, self._site)
+
+    def magnetization_histogram(self) -> tuple[np.ndarray, np.ndarray]:
+        """The exact distribution of the signed magnetisation a site, sum_i s_i / L.
+
+        Takes a second or two up to side 11, some ten at side 12.
+
+        Returns:
+          (m [L + 1] from -1 to 1, probabilities [L + 1]), both float64.
+
+        Raises:
+          ValueError: side above 12.
+        """
+        self._supported("magnetization_histogram", exact.MAX_MAGNETIZATION_SIDE)
+        compute = exact.magnetization_probabilities
+        if self.side <= exact.MAX_ENUMERATION_SIDE:
+            compute = exact.enumerated_magnetization
+        m = (2 * np.arange(self.num_sites + 1) - self.num_sites) / self.num_sites
+        return m, compute(self.side, self._bond, self._site)
+
+    def exact_moments(self) -> dict[str, float]:
+        """Exact moments in float64; a key is absent where its histogram is not available.
+
+        Returns:
+          `mean_energy`: mean of E(x), beta inside, of the whole lattice.
+          `heat_capacity`: Var[E(x)] / L, which is beta^2 Var[E / beta] / L.
+          `mean_abs_magnetization`, `mean_squared_magnetization`: means of |m| and m^2, m a site.
+          `binder_cumulant`: 1 - <m^4> / (3 <m^2>^2).
+        """
+        moments = {}
+        limit = exact.MAX_ENUMERATION_SIDE if self._site else exact.MAX_DENSITY_SIDE
+        if self.side <= limit:
+            energies, p = self.energy_histogram()
+            mean = p @ energies
+            moments["mean_energy"] = float(mean)
+            moments["heat_capacity"] = float(p @ (energies - mean) ** 2 / self.num_sites)
+        if self.side <= exact.MAX_MAGNETIZATION_SIDE:
+            m, p = self.magnetization_histogram()
+            moments["mean_abs_magnetization"] = float(p @ np.abs(m))
+            moments["mean_squared_magnetization"] = float(p @ m**2)
+            moments["binder_cumulant"] = float(1 - p @ m**4 / (3 * (p @ m**2) ** 2))
+        return moments
+
+    def correlation_function(self) -> np.ndarray:
+        """[side // 2 + 1] exact <s_0 s_r> along a row in float64, not connected.
+
+        Raises:
+          ValueError: side above 16.
+        """
+        self._supported("correlation_function", exact.MAX_TRANSFER_SIDE)
+        return exact.row_correlation(self.side, self._bond, self._site)
+
+    def sample(self, key: Key, n: int) -> Array:
+        """Independent exact samples, not traceable.
+
+        Up to side 16 by the transfer matrix, at any coupling and field. Beyond by monotone coupling
+        from the past (Propp and Wilson, 1996; heat-bath thresholds rounded to 2^-32), whose time
+        grows steeply once the lattice orders: use it above the critical temperature, at it, or
+        under a field. Seconds up to side 15, some 15 at side 16, a minute for 2000 at 20x20.
+
+        Args:
+          key: one typed key.
+          n: number of samples.
+
+        Returns:
+          [n, L] int32 tokens.
+
+        Raises:
+          TypeError: `key` is no concrete typed key, `n` no int.
+          ValueError: `key` is a batch of keys, `n` < 1, or side odd above 16 at coupling < 0.
+          FloatingPointError: couplings so strong that the transfer matrix underflows.
+          RuntimeError: coupling from the past did not coalesce within 65536 sweeps.
+        """
+        checks.key_array(key)
+        n = checks.positive_int(n, "n")
+        if isinstance(key, jax.core.Tracer):
+            raise TypeError("key must be concrete: sample runs on the host and cannot be traced")
+        if key.shape != ():
+            raise ValueError(f"key must be one key, got shape {key.shape}")
+        if self.side <= exact.MAX_TRANSFER_SIDE:
+            rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+            tokens = exact.sample_transfer(rng, self.side, self._bond, self._site, n)
+            return jnp.asarray(tokens, jnp.int32)
+        if self._bond < 0 and self.side % 2:
+            raise ValueError(
+                f"sample supports coupling >= 0 or an even side where side > "
+                f"{exact.MAX_TRANSFER_SIDE}, got side {self.side} and coupling {self.coupling}"
+            )
+        return _couple_from_the_past(key, n, self.side, self._bond, self._site)
+
+    def _spins(self, x: Any) -> Array:
+        """[..., side, side] int8 spins; a mask token becomes 3."""
+        dtype = getattr(x, "dtype", None)
+        x = jnp.asarray(x)
+        if not jnp.issubdtype(x.dtype, jnp.integer):
+            raise TypeError(f"x must hold integer tokens, got dtype {dtype or x.dtype}")
+        if x.ndim < 1:
+            raise ValueError(f"x must have at least 1 axis, got shape {x.shape}")
+        if x.shape[-1] != self.num_sites:
+            raise ValueError(
+                f"x has trailing size {x.shape[-1]}, this energy has {self.num_sites} sites"
+            )
+        return (2 * x.astype(jnp.int8) - 1).reshape(*x.shape[:-1], self.side, self.side)
+
+    def _shifted(self, s: Array, *offsets: tuple[int, int]) -> Array:
+        """Sum over offsets (down, right) of the spins that lie there."""
+        return sum(jnp.roll(s, (-down, -right), axis=(-2, -1)) for down, right in offsets)
+
+    def _conditionals(self, s: Array) -> Array:
+        near = self._shifted(s, (1, 0), (-1, 0), (0, 1), (0, -1))
+        up = self._bond * near.reshape(*s.shape[:-2], self.num_sites).astype(float) + self._site
+        return jnp.stack([-up, up], axis=-1)
+
+    def _supported(self, what: str, limit: int, otherwise: str = "") -> None:
+        if self.side > limit:
+            raise ValueError(
+                f"{what} supports {otherwise}side up to {limit} at any field, "
+                f"got side {self.side} and field {self.field}"
+                if otherwise
+                else f"{what} supports side up to {limit}, got side {self.side}"
+            )
+
+
+# Monotone coupling from the past.
+
+
+@functools.lru_cache(maxsize=8)
+def _colours(side: int) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Classes of sites without bonds inside: ([S] sites, [4, S] their neighbours) each.
+
+    Two classes (a checkerboard) at an even side, three at an odd one.
+    """
+    line = np.arange(side) % 2
+    if side % 2:
+        line[-1] = 2
+    site = np.arange(side * side).reshape(side, side)
+    colour = (line[:, None] + line) % (2 + side % 2)
+    near = np.stack([np.roll(site, shift, axis) for axis in (0, 1) for shift in (1, -1)])
+    masks = [colour == c for c in range(2 + side % 2)]
+    return tuple((site[mask], near[:, mask]) for mask in masks)
+
+
+@functools.partial(jax.jit, static_argnames="side")
+def _run_from_extremes(
+    keys: Array, thresholds: Array, num_sweeps: Array, side: int
+) -> tuple[Array, Array]:
+    """Sweeps at times num_sweeps, ..., 1 before the present, from all up and from all down.
+
+    Args:
+      keys: [R] one key a replica; the numbers of a sweep depend on the key and its time alone.
+      thresholds: [colours, 5] uint32 probability of spin up times 2^32, by number of up neighbours.
+      num_sweeps: how far back to start.
+      side: the lattice side.
+
+    Returns:
+      ([L, R] int8 tokens reached from all up, [R] whether all down reached the same).
+    """
+
+    def sweep(i, lattices):  # two of [L, R]
+        fold = jax.vmap(lambda key: jax.random.fold_in(key, num_sweeps - i))
+        draw = jax.vmap(lambda key: jax.random.bits(key, (side * side,), jnp.uint32), out_axes=1)
+        bits = draw(fold(keys))
+        upper, lower = lattices
+        for c, (sites, near) in enumerate(_colours(side)):
+            # The spin goes up where at least `need` neighbours are up: thresholds increase.
+            mine = bits[sites]
+            need = sum((mine >= thresholds[c, k]).astype(jnp.int8) for k in range(5))
+            upper = upper.at[sites].set((sum(upper[j] for j in near) >= need).astype(jnp.int8))
+            lower = lower.at[sites].set((sum(lower[j] for j in near) >= need).astype(jnp.int8))
+        return upper, lower
+
+    shape = (side * side, *keys.shape)
+    start = (jnp.ones(shape, jnp.int8), jnp.zeros(shape, jnp.int8))
+    upper, lower = jax.lax.fori_loop(0, num_sweeps, sweep, start)
+    return upper, jnp.all(upper == lower, axis=0)
+
+
+def _couple_from_the_past(key: Key, n: int, side: int, bond: float, field: float) -> Array:
+    """[n, L] int32 exact samples; bond < 0 only at an even side, where flipping a sublattice helps.
+
+    Every replica starts twice as far back until both extremes meet; those that did are put aside.
+
+    Source: J. Propp and D. Wilson, Random Structures & Algorithms 9, 223 (1996).
+    """
+    colours = _colours(side)
+    signs = np.array([1.0, np.sign(bond) or 1.0, 1.0])[: len(colours), None]
+    push = 2 * (abs(bond) * (2 * np.arange(5) - 4) + signs * field)
+    probability = 0.5 * (1 + np.tanh(push / 2))
+    thresholds = np.minimum(np.round(probability * 2.0**32), 2.0**32 - 1).astype(np.uint32)
+    keys = jax.random.split(key, n)
+    tokens = np.empty((n, side * side), np.int8)
+    for start in range(0, n, _LANES[0]):
+        waiting, num_sweeps = np.arange(start, min(start + _LANES[0], n)), 32
+        while len(waiting):
+            if num_sweeps > _MAX_SWEEPS:
+                raise RuntimeError(
+                    f"coupling from the past: {len(waiting)} of {n} samples did not coalesce "
+                    f"within {_MAX_SWEEPS} sweeps at side {side}, beta J = {bond}, beta h = {field}"
+                )
+            lanes = min(size for size in _LANES if size >= len(waiting))
+            padded = np.resize(waiting, lanes)
+            state, met = _run_from_extremes(keys[padded], thresholds, num_sweeps, side)
+            met = np.asarray(met)[: len(waiting)]
+            tokens[waiting[met]] = np.asarray(state).T[: len(waiting)][met]
+            waiting, num_sweeps = waiting[~met], 2 * num_sweeps
+    if bond < 0:
+        tokens[:, colours[1][0]] ^= 1
+    return jnp.asarray(tokens, jnp.int32)

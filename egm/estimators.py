@@ -1,0 +1,139 @@
+"""`estimate`: the marginal generator and the log-marginal by SNIS, naive or bootstrapped.
+
+With x_r^k ~ q_{r|t}(. | x_t) and w_k proportional to exp phi_r(x_r^k):
+  F_t(x_t) = sum_k w_k F_{t|r}^{x_r^k}(x_t),    phi_t(x_t) = log Z_{r|t}(x_t) + log mean_k exp phi_r(x_r^k).
+Naive is r = 1 with phi_1 = -E; bootstrapping is any r < 1. There is nothing else to choose.
+
+Source: EGM (arXiv 2505.19646), the SNIS and bootstrapped estimators.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from egm import checks, collectives, importance, random
+from egm.typing import Array, Estimate, Key, ModelFn, Path, State
+
+BLOCK = 128
+"""Samples drawn from one key: `num_samples` is cut into blocks of this size, whatever holds them."""
+
+
+def estimate(
+    key: Key,
+    path: Path,
+    log_density: ModelFn,
+    x_t: State,
+    t: Array,
+    r: Array,
+    *,
+    num_samples: int,
+    chunk_size: int | None = None,
+    axis_name: str | None = None,
+) -> Estimate:
+    """SNIS estimate of the marginal generator and the log-marginal at (x_t, t).
+
+    The generator is biased by O(1/K), the log-marginal low by O(1/K); exp(log_marginal) is unbiased.
+    Samples depend on the key, the example's index and the sample's index alone: any chunk size and any
+    number of devices give the same estimate, up to rounding.
+
+    Args:
+      key: a typed key, or [B] keys (one an example).
+      path: the probability path.
+      log_density: phi_r, `[N] = log_density(x_r, r)` with x_r flattened to [N, *event] and r to [N];
+        `bootstrap.terminal(energy)` for r = 1, `bootstrap.boundary(energy, g, path)` for any r.
+      x_t: state with one batch axis B.
+      t: scalar or [B], below r.
+      r: scalar or [B], at most 1.
+      num_samples: K, the number of samples an example, over all devices.
+      chunk_size: most samples an example that are held at once on a device, a multiple of 128; None for
+        all of them.
+      axis_name: mapped axis over which the K samples are split; x_t, t, r and key are the same on it.
+
+    Returns:
+      Estimate. Log-densities of NaN or +inf have weight zero, are counted, and stay in K. Examples with
+      no sample of positive weight, or with traced inputs that are out of range, are zeros with
+      valid = False.
+
+    Raises:
+      ValueError: a shape, size or concrete value is out of range (t >= r, tokens, chunk_size).
+      TypeError: a dtype is wrong.
+
+    Source: EGM (arXiv 2505.19646); design of the split over K and devices: this library.
+    """
+    batch = path.batch_shape(x_t, "x_t")
+    if len(batch) != 1:
+        raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
+    num_samples = checks.positive_int(num_samples, "num_samples")
+    if chunk_size is not None:
+        checks.positive_int(chunk_size, "chunk_size")
+        if chunk_size % BLOCK:
+            raise ValueError(f"chunk_size must be a multiple of {BLOCK}, got {chunk_size}")
+    concrete_r = checks.concrete(r)
+    naive = concrete_r is not None and bool((concrete_r == 1).all())
+    t, r = checks.time_pair(t, r, batch)
+    keys = random.example_keys(key, batch[0])
+
+    in_range = (t >= 0) & (t < r) & (r <= 1) & path.contains(x_t)
+    safe_t = jnp.where(in_range, jnp.maximum(t, path.t_min), path.t_min)
+    safe_r = jnp.where(in_range, r, 1.0)
+
+    shards = collectives.axis_size(axis_name)
+    blocks = -(-num_samples // BLOCK)
+    blocks_here = -(-blocks // shards)
+    blocks_a_chunk = blocks_here if chunk_size is None else min(chunk_size // BLOCK, blocks_here)
+    num_chunks = -(-blocks_here // blocks_a_chunk)
+    first_block = collectives.axis_index(axis_name) * blocks_here
+    # Only a whole estimate in one piece can leave its surplus samples out instead of masking them.
+    whole = shards == 1 and num_chunks == 1
+    size = num_samples if whole else blocks_a_chunk * BLOCK
+
+    def draw(block: Array) -> State:
+        """[BLOCK, B, ...] proposals of one block."""
+
+        def one(example_key, x, t_, r_):
+            here = jax.random.fold_in(example_key, block)
+            return path.propose(here, x, t_, 1.0 if naive else r_, BLOCK)
+
+        return jax.vmap(one, out_axes=1)(keys, x_t, safe_t, safe_r)
+
+    def chunk(index: Array) -> importance.Running:
+        start = first_block + index * blocks_a_chunk
+        drawn = jax.vmap(draw)(start + jnp.arange(blocks_a_chunk))
+        x_r = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:size], drawn)
+        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), x_r)
+        flat_r = jnp.broadcast_to(safe_r, (size, *batch)).reshape(-1)
+        log_w = checks.model_output(log_density(flat, flat_r), "log_density", flat_r.shape)
+        log_w = log_w.reshape(size, *batch)
+        values = path.conditional_generator(x_t, safe_t, x_r, safe_r)
+        if whole:
+            return importance.running_chunk(log_w, values)
+        position = start * BLOCK + jnp.arange(size)
+        end = jnp.minimum((first_block + blocks_here) * BLOCK, num_samples)
+        return importance.running_chunk(log_w, values, counted=(position < end)[:, None])
+
+    if num_chunks == 1:
+        record = chunk(jnp.zeros((), jnp.int32))
+    else:
+        # `chunk(0)` is only traced here, for the shapes and mapped axes of its result.
+        like = jax.eval_shape(chunk, jnp.zeros((), jnp.int32))
+        start = collectives.varying_like(importance.running_empty(like), like)
+        record, _ = jax.lax.scan(
+            lambda carry, i: (importance.running_merge(carry, chunk(i)), None), start, jnp.arange(num_chunks)
+        )
+    record = importance.running_collect(record, axis_name)
+    generator, log_mean, ess = importance.running_finish(record, num_samples)
+    valid = in_range & jnp.isfinite(log_mean)
+    log_marginal = jnp.where(valid, log_mean, 0.0) + path.log_normalizer(x_t, safe_t, safe_r)
+    return Estimate(
+        generator=jax.tree.map(lambda g: _where(valid, g), generator),
+        log_marginal=_where(valid, log_marginal),
+        ess=_where(valid, ess),
+        valid=valid,
+        num_nonfinite=record.num_nonfinite,
+    )
+
+
+def _where(valid: Array, x: Array) -> Array:
+    return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
+

@@ -1,0 +1,239 @@
+"""One outer iteration of EGM as a pure function: simulate, weigh, insert, take n gradient steps.
+
+`make_iteration` returns (init, step), as optax does. Nothing crosses to the host inside a step, and the
+annealed temperature is part of the state, so that it changes without retracing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from egm import buffer as buffers
+from egm import checks, collectives, importance, metrics, random, training
+from egm.algorithms import Algorithm, Tempered
+from egm.simulate import path_log_weights, simulate
+from egm.typing import Array, Energy, Key, Process, PyTree, State
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationConfig:
+    """Sizes of one outer iteration; all are totals over all devices.
+
+    Attributes:
+      num_simulated: states simulated and inserted in an iteration.
+      buffer_size: capacity of the buffer.
+      num_gradient_steps: gradient steps an iteration.
+      batch_size: terminal states drawn for each of them.
+      num_times: steps of the simulation; on the any-order process the number of sites.
+      ema_decay: of the parameters that simulate and give targets.
+      weight_clip: drawing weights are cut at this multiple of their mean; None for no cut.
+      ess_target: anneal: each iteration trains at the largest scale <= 1 of the energy at which the
+        buffer's ESS is at least this fraction of `num_simulated`; None trains at `state.scale`.
+    """
+
+    num_simulated: int = 256
+    buffer_size: int = 2560
+    num_gradient_steps: int = 100
+    batch_size: int = 256
+    num_times: int = 100
+    ema_decay: float = 0.99
+    weight_clip: float | None = 20.0
+    ess_target: float | None = 0.2
+
+    def __post_init__(self):
+        for name in ("num_simulated", "buffer_size", "num_gradient_steps", "batch_size", "num_times"):
+            checks.positive_int(getattr(self, name), name)
+        if self.buffer_size < self.num_simulated:
+            raise ValueError(
+                f"buffer_size must be at least num_simulated = {self.num_simulated}, got {self.buffer_size}"
+            )
+        for name in ("weight_clip", "ess_target"):
+            if getattr(self, name) is not None:
+                checks.positive_float(getattr(self, name), name)
+        if self.weight_clip is not None and self.weight_clip < 1:
+            raise ValueError(f"weight_clip must be at least 1, got {self.weight_clip}")
+
+
+class Item(NamedTuple):
+    """What the buffer knows of one terminal state.
+
+    Attributes:
+      x_1: the state.
+      energy: E(x_1), not annealed.
+      log_path: log backward - log forward - log p_0, so that log w = log_path - scale * energy.
+    """
+
+    x_1: State
+    energy: Array
+    log_path: Array
+
+
+class IterationState(NamedTuple):
+    """State of the outer loop.
+
+    Attributes:
+      train: parameters, EMA, optimiser.
+      buffer: of `Item`s, the same on every device.
+      scale: factor on the energy in (0, 1], the annealed inverse temperature.
+      num_energy_evaluations: float32, evaluations of E so far.
+    """
+
+    train: training.TrainState
+    buffer: buffers.Buffer
+    scale: Array
+    num_energy_evaluations: Array
+
+
+def make_iteration(
+    algorithm: Algorithm,
+    process: Process,
+    energy: Energy,
+    optimizer: optax.GradientTransformation,
+    config: IterationConfig,
+    *,
+    event_shape: tuple[int, ...],
+    axis_name: str | None = None,
+) -> tuple[Callable[[PyTree], IterationState], Callable[..., tuple[IterationState, dict[str, Array]]]]:
+    """The outer loop of EGM for any algorithm, process and energy.
+
+    Args:
+      algorithm: what to train.
+      process: what simulates; shares the algorithm's path.
+      energy: E, or `energy(energy_params, x)` where `step` gets energy_params.
+      optimizer: an optax transformation.
+      config: sizes.
+      event_shape: shape of one state without batch axes (a pytree of shapes for a product).
+      axis_name: mapped axis that splits simulations and batches over devices; the buffer is replicated.
+
+    Returns:
+      (init, step): `state = init(params)`; `state, metrics = step(key, state, energy_params=None)`.
+      Metrics are scalars: loss, grad_norm, skipped, of the iteration's gradient steps (means); log_z,
+      log_z_error, ess, elbo of the simulated states at scale 1; buffer_ess (fraction of
+      num_simulated) and clipped_mass at the scale trained at; scale; num_nonfinite;
+      ess_alarm = 1 where no scale met `ess_target`; num_energy_evaluations.
+
+    Raises:
+      ValueError: the paths differ, or a size does not divide over the devices.
+    """
+    path = algorithm.path
+    if process.path != path:
+        raise ValueError(f"process must share the algorithm's path {path}, got {process.path}")
+
+    def init(params: PyTree) -> IterationState:
+        shapes = jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape))
+        scalar = jnp.zeros(())
+        items = buffers.init(config.buffer_size, Item(shapes, scalar, scalar))
+        scale = jnp.ones(()) if config.ess_target is None else jnp.zeros(())
+        return IterationState(training.init_train_state(params, optimizer), items, scale, jnp.zeros(()))
+
+    def step(
+        key: Key, state: IterationState, energy_params: Any = None
+    ) -> tuple[IterationState, dict[str, Array]]:
+        bound = energy if energy_params is None else lambda x: energy(energy_params, x)
+        shards = collectives.axis_size(axis_name)
+        for name in ("num_simulated", "batch_size"):
+            if getattr(config, name) % shards:
+                raise ValueError(f"{name} must divide over {shards} devices, got {getattr(config, name)}")
+        k_prior, k_simulate, k_train = jax.random.split(key, 3)
+
+        n_here = config.num_simulated // shards
+        prior_keys = random.example_keys(k_prior, n_here, axis_name)
+        x_0 = jax.vmap(lambda k: path.sample_prior(k, event_shape))(prior_keys)
+        simulate_keys = random.example_keys(k_simulate, n_here, axis_name)
+        generator = algorithm.generator(state.train.ema_params)
+        trajectory = simulate(simulate_keys, process, generator, x_0, process.times(config.num_times))
+        log_weights = path_log_weights(bound, path, trajectory)
+        log_path = trajectory.log_ratio - path.prior_log_density(x_0)
+        item = Item(trajectory.x_1, log_path - log_weights, log_path)
+        item, log_weights = collectives.all_gather((item, log_weights), axis_name)
+        valid = ~importance.nonfinite(log_weights) & jnp.isfinite(item.log_path)
+        safe = jax.tree.map(lambda a: jnp.where(_expand(valid, a), a, jnp.zeros((), a.dtype)), item)
+        buffer = buffers.add(state.buffer, safe, valid)
+        summary = metrics.summarize(log_weights)
+
+        scale, buffer_ess, alarm = _anneal(buffer, state.scale, config)
+        weights = _log_weights(buffer, scale)
+        probabilities, clipped_mass = importance.clipped_probabilities(weights, config.weight_clip)
+        if not algorithm.draws_by_weight:
+            occupied = buffers.filled(buffer)
+            probabilities = occupied / jnp.maximum(jnp.sum(occupied), 1)
+
+        tempered = Tempered(bound, scale)
+        batch_here = config.batch_size // shards
+
+        def loss_fn(params, target_params, step_key, batch):
+            del batch
+            keys = random.example_keys(step_key, batch_here, axis_name)
+            k_draw, k_time, k_loss = random.split(keys, 3)
+            index = collectives.axis_index(axis_name) * batch_here + jnp.arange(batch_here)
+            # Strata of draws and of times are paired at random, by a shuffle of the global batch.
+            order = jax.random.permutation(step_key, config.batch_size)[index]
+            u_draw, u_time = (jax.vmap(jax.random.uniform)(k) for k in (k_draw, k_time))
+            x_1 = buffers.sample(buffer, probabilities, (index + u_draw) / config.batch_size).x_1
+            t = path.t_min + (1.0 - path.t_min) * (order + u_time) / config.batch_size
+            # A probability of zero everywhere means nothing to learn from: no loss.
+            usable = jnp.sum(probabilities) > 0
+            loss, extra = algorithm.loss(k_loss, params, target_params, x_1, t, tempered)
+            return jnp.where(usable, jnp.mean(loss), 0.0), extra
+
+        train_step = training.make_train_step(
+            loss_fn, optimizer, ema_decay=config.ema_decay, axis_name=axis_name
+        )
+        train, history = jax.lax.scan(
+            lambda s, k: train_step(s, k, None),
+            state.train,
+            jax.random.split(k_train, config.num_gradient_steps),
+        )
+        evaluations = state.num_energy_evaluations + (
+            config.num_simulated
+            + config.num_gradient_steps * config.batch_size * algorithm.energy_evaluations
+        )
+        report = jax.tree.map(jnp.mean, history) | summary._asdict()
+        report |= {
+            "scale": scale,
+            "buffer_ess": buffer_ess,
+            "clipped_mass": clipped_mass,
+            "ess_alarm": alarm,
+            "num_energy_evaluations": evaluations,
+        }
+        return IterationState(train, buffer, scale, evaluations), report
+
+    return init, step
+
+
+def _log_weights(buffer: buffers.Buffer, scale: Array) -> Array:
+    # An energy of +inf at scale 0 is still a weight of zero.
+    items = buffer.items
+    tempered = jnp.where(jnp.isposinf(items.energy), -jnp.inf, items.log_path - scale * items.energy)
+    return jnp.where(buffers.filled(buffer), tempered, -jnp.inf)
+
+
+def _anneal(buffer: buffers.Buffer, scale: Array, config: IterationConfig) -> tuple[Array, Array, Array]:
+    """The scale to train at, the buffer's ESS there as a fraction of a generation, and the alarm.
+
+    Tries a fixed grid of scales, finer towards zero; where none meets the target, the one with the
+    largest ESS, with the alarm set.
+    """
+    size = config.buffer_size / config.num_simulated
+
+    def ess(s):
+        return importance.snis(_log_weights(buffer, s)).ess * size
+
+    if config.ess_target is None:
+        here = ess(scale)
+        return scale, here, jnp.zeros(())
+    grid = jnp.linspace(0.0, 1.0, 201)[1:] ** 2
+    values = jax.lax.map(ess, grid, batch_size=25)
+    meets = values >= config.ess_target
+    best = jnp.where(jnp.any(meets), jnp.max(jnp.where(meets, jnp.arange(200), -1)), jnp.argmax(values))
+    return grid[best], values[best], 1.0 - jnp.any(meets)
+
+
+def _expand(mask: Array, like: Array) -> Array:
+    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))

@@ -1,0 +1,145 @@
+"""What path weights and samples say about a sampler: ESS, log Z from both sides, reweighted means.
+
+ESS and ELBO come from simulated trajectories and cannot see lost modes; the EUBO, from exact samples
+taken backward, can.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import checks, collectives, importance
+from egm.typing import Array
+
+
+class PathWeightSummary(NamedTuple):
+    """What N path log-weights say.
+
+    Attributes:
+      log_z: log of the mean weight.
+      log_z_error: its standard error (delta method).
+      ess: effective sample size as a fraction of N.
+      elbo: mean log-weight over the valid ones; at most log Z in expectation.
+      num_nonfinite: how many were NaN or +inf; they have weight zero and stay in N.
+    """
+
+    log_z: Array
+    log_z_error: Array
+    ess: Array
+    elbo: Array
+    num_nonfinite: Array
+
+
+def summarize(log_weights: Array, axis_name: str | None = None) -> PathWeightSummary:
+    """Summary of path log-weights.
+
+    Args:
+      log_weights: [N] from `egm.path_log_weights`.
+      axis_name: mapped axis over which they are split as well.
+
+    Returns:
+      PathWeightSummary of scalars.
+    """
+    weights, log_mean, ess = importance.snis(log_weights, 0, axis_name)
+    del weights
+    n = log_weights.shape[0] * collectives.axis_size(axis_name)
+    # Var(w)/mean(w)^2 = 1/ess - 1, hence the relative error of the mean.
+    error = jnp.where(ess > 0, jnp.sqrt(jnp.maximum(1 / jnp.where(ess > 0, ess, 1) - 1, 0) / max(n - 1, 1)), jnp.inf)
+    bad = importance.nonfinite(log_weights)
+    num_bad = collectives.psum(jnp.sum(bad), axis_name)
+    total = collectives.psum(jnp.sum(jnp.where(bad, 0.0, log_weights)), axis_name)
+    elbo = total / jnp.maximum(n - num_bad, 1)
+    return PathWeightSummary(log_mean, error, ess, elbo, num_bad)
+
+
+def evidence_upper_bound(reverse_log_weights: Array) -> tuple[Array, Array]:
+    """EUBO and its standard error, from path log-weights of `simulate_reverse` on exact samples [N]."""
+    n = reverse_log_weights.shape[0]
+    return jnp.mean(reverse_log_weights), jnp.std(reverse_log_weights) / np.sqrt(max(n - 1, 1))
+
+
+def reweighted_mean(values: Array, log_weights: Array) -> tuple[Array, Array]:
+    """Self-normalised mean of an observable under the target, with its standard error.
+
+    Args:
+      values: [N] or [N, ...] the observable on the terminal states.
+      log_weights: [N] path log-weights; zeros for a plain mean of raw samples.
+
+    Returns:
+      (mean [...], standard error [...]), the error by the delta method.
+
+    Raises:
+      ValueError: the leading sizes differ.
+    """
+    values = jnp.asarray(values)
+    if values.shape[:1] != log_weights.shape:
+        raise ValueError(f"values must have leading size {log_weights.shape[0]}, got shape {values.shape}")
+    w = importance.snis(log_weights).weights.reshape((-1,) + (1,) * (values.ndim - 1))
+    mean = jnp.sum(w * values, axis=0)
+    return mean, jnp.sqrt(jnp.sum(w**2 * (values - mean[None]) ** 2, axis=0))
+
+
+def wasserstein_1d(a: Array, b: Array, p: float = 1.0) -> Array:
+    """Wasserstein-p distance between two equally large samples of a number, (mean |a_(i) - b_(i)|^p)^(1/p).
+
+    Args:
+      a: [N].
+      b: [N].
+      p: the order, at least 1.
+
+    Raises:
+      ValueError: the samples differ in size.
+    """
+    a, b = jnp.asarray(a), jnp.asarray(b)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"a and b must be vectors of one size, got shapes {a.shape} and {b.shape}")
+    checks.positive_float(p, "p")
+    gap = jnp.abs(jnp.sort(a) - jnp.sort(b))
+    return jnp.mean(gap**p) ** (1.0 / p)
+
+
+def sample_distance(distance, generated: Array, exact: Array, num_sets: int) -> float:
+    """Mean of `distance` over `num_sets` equal disjoint sets of two samples, each against its own set.
+
+    Args:
+      distance: a function of two samples of equal size, for instance `wasserstein_1d`.
+      generated: [num_sets * n, ...].
+      exact: the same shape.
+      num_sets: the number of sets.
+
+    Returns:
+      A float.
+    """
+    halves = zip(np.split(np.asarray(generated), num_sets), np.split(np.asarray(exact), num_sets), strict=True)
+    return float(np.mean([float(jax.device_get(distance(a, b))) for a, b in halves]))
+
+
+def distance_floor(distance, exact: Array, set_size: int, num_pairs: int, seed: int = 0) -> float:
+    """What `distance` gives between exact samples: its mean over random disjoint pairs of exact sets.
+
+    Args:
+      distance: a function of two samples of equal size.
+      exact: [M, ...] independent exact samples, M at least twice `set_size`.
+      set_size: size of each set.
+      num_pairs: the number of pairs; each is drawn anew from `exact` without replacement.
+      seed: of the host generator that draws the pairs.
+
+    Returns:
+      A float.
+
+    Raises:
+      ValueError: there are too few exact samples.
+    """
+    exact = np.asarray(exact)
+    if exact.shape[0] < 2 * set_size:
+        raise ValueError(f"exact must hold at least {2 * set_size} samples, got {exact.shape[0]}")
+    rng = np.random.default_rng(seed)
+    gaps = []
+    for _ in range(num_pairs):
+        pick = rng.permutation(exact.shape[0])[: 2 * set_size]
+        gaps.append(float(jax.device_get(distance(exact[pick[:set_size]], exact[pick[set_size:]]))))
+    return float(np.mean(gaps))

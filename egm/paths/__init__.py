@@ -1,0 +1,5 @@
+"""Probability paths: noising kernels, proposals and conditional generators in closed form."""
+
+from egm.paths.masked import MaskedPath
+
+__all__ = ["MaskedPath"]

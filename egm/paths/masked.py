@@ -1,0 +1,242 @@
+"""The masked path on tokens: a site keeps its token with probability kappa_t and else shows the mask.
+
+Source: EGM (arXiv 2505.19646), the masked probability path; masked discrete diffusion.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import checks
+from egm.typing import Array, Key, ModelFn
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedPath:
+    """Tokens 0..V-1, mask token V; kappa_t = t**power, so kappa_0 = 0 and kappa_1 = 1.
+
+    A state is [..., L] integers. The generator is a denoiser: [..., L, V] probabilities of the data
+    token at each site given the visible ones; the rate of a masked site to v is kappa'_t / (1 - kappa_t)
+    times it.
+
+    Attributes:
+      vocab_size: V, the number of data tokens, at least 2.
+      power: exponent of the schedule, positive.
+    """
+
+    vocab_size: int
+    power: float = 1.0
+
+    def __post_init__(self):
+        checks.positive_int(self.vocab_size, "vocab_size", minimum=2)
+        checks.positive_float(self.power, "power")
+
+    @property
+    def mask_token(self) -> int:
+        """The token of a hidden site, V."""
+        return self.vocab_size
+
+    @property
+    def t_min(self) -> float:
+        """Proposals are finite from the start."""
+        return 0.0
+
+    def times(self, num_steps: int) -> Array:
+        """[num_steps + 1] times that reveal the same expected number of sites in each step."""
+        checks.positive_int(num_steps, "num_steps")
+        return jnp.linspace(0.0, 1.0, num_steps + 1) ** (1.0 / self.power)
+
+    def kappa(self, t: Array) -> Array:
+        """Probability that a site is visible at time t."""
+        return t if self.power == 1 else t**self.power
+
+    def kappa_dot(self, t: Array) -> Array:
+        """Time derivative of `kappa`."""
+        return jnp.ones_like(t) if self.power == 1 else self.power * t ** (self.power - 1)
+
+    def batch_shape(self, x: Array, name: str = "x") -> tuple[int, ...]:
+        """The batch axes of [..., L] tokens.
+
+        Raises:
+          TypeError: not an integer array. ValueError: no site axis, or a concrete token outside 0..V.
+        """
+        dtype = getattr(x, "dtype", None)
+        if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(f"{name} must hold integer tokens, got {dtype or type(x).__name__}")
+        if x.ndim < 1 or x.shape[-1] < 1:
+            raise ValueError(f"{name} must have shape [..., L] with L >= 1, got {x.shape}")
+        value = checks.concrete(x)
+        if value is not None and value.size and not 0 <= value.min() <= value.max() <= self.vocab_size:
+            bad = value[(value < 0) | (value > self.vocab_size)]
+            raise ValueError(
+                f"{name} must hold tokens 0..{self.vocab_size - 1} or the mask {self.vocab_size}, "
+                f"got {bad[0]}"
+            )
+        return tuple(x.shape[:-1])
+
+    def contains(self, x: Array) -> Array:
+        """[...] bool, whether every token is in 0..V."""
+        return jnp.all((x >= 0) & (x <= self.vocab_size), axis=-1)
+
+    def masked(self, x: Array) -> Array:
+        """[..., L] bool, where the mask stands."""
+        return x == self.vocab_size
+
+    def determined(self, x: Array) -> Array:
+        """[...] bool, whether no site is masked."""
+        return ~jnp.any(self.masked(x), axis=-1)
+
+    def data_state(self, x: Array) -> Array:
+        """`x` with token 0 in place of every mask."""
+        return jnp.where(self.masked(x), 0, x)
+
+    def sample_prior(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """All sites masked, int32 of the given shape; the key is not needed."""
+        del key
+        return jnp.full(shape, self.vocab_size, jnp.int32)
+
+    def prior_log_density(self, x_0: Array) -> Array:
+        """[...] 0 where every site is masked, -inf elsewhere."""
+        self.batch_shape(x_0, "x_0")
+        return jnp.where(jnp.all(self.masked(x_0), axis=-1), 0.0, -jnp.inf)
+
+    def sample(self, key: Key, x_1: Array, t: Array) -> Array:
+        """x_t ~ p_{t|1}(. | x_1): every site is hidden with probability 1 - kappa_t."""
+        return self.noise(key, x_1, 1.0, t)
+
+    def noise(self, key: Key, x_r: Array, r: Array, t: Array) -> Array:
+        """x_t ~ p_{t|r}(. | x_r): a visible site stays with probability kappa_t / kappa_r."""
+        batch = self.batch_shape(x_r, "x_r")
+        t, r = checks.time(t, "t", batch), checks.time(r, "r", batch)
+        keep = jax.random.uniform(key, x_r.shape) < self._ratio(t, r)[..., None]
+        return jnp.where(keep, x_r, self.vocab_size)
+
+    def log_noising(self, x_t: Array, t: Array, x_r: Array, r: Array) -> Array:
+        """[...] log p_{t|r}(x_t | x_r); -inf where x_r cannot become x_t."""
+        t, r = self._pair(x_t, t, r)
+        self._same_sites(x_t, x_r)
+        x_t, t, r = jnp.broadcast_arrays(x_t, t[..., None], r[..., None])
+        ratio = self._ratio(t, r)
+        hidden = self.masked(x_t)
+        kept = jnp.where(x_t == x_r, _log(ratio), -jnp.inf)
+        per_site = jnp.where(hidden, _log1m(ratio), kept)
+        per_site = jnp.where(self.masked(x_r), jnp.where(hidden, 0.0, -jnp.inf), per_site)
+        return jnp.sum(per_site, axis=-1)
+
+    def propose(self, key: Key, x_t: Array, t: Array, r: Array, num_samples: int) -> Array:
+        """[K, ..., L] x_r ~ q_{r|t}(. | x_t).
+
+        Visible sites stay; a masked one stays masked with probability 1/(1 + V(1 - kappa_t/kappa_r))
+        (0 at r = 1), else shows a uniform token.
+        """
+        checks.positive_int(num_samples, "num_samples")
+        to_data = _is_one(r)
+        t, r = self._pair(x_t, t, r)
+        shape = (num_samples, *x_t.shape)
+        if to_data:
+            filled = self._uniform_tokens(key, shape)
+        else:
+            stay = jnp.where(r >= 1, 0.0, 1.0 / (1.0 + self._odds(t, r)))[..., None]
+            u = jax.random.uniform(key, shape)
+            # One uniform decides both: below `stay` the mask, above it the token, by inversion.
+            stay = jnp.broadcast_to(stay, shape)
+            token = jnp.floor((u - stay) / (1.0 - stay) * self.vocab_size).astype(jnp.int32)
+            token = jnp.clip(token, 0, self.vocab_size - 1)
+            filled = jnp.where(u < stay, self.vocab_size, token)
+        x_t = jnp.broadcast_to(x_t, shape).astype(jnp.int32)
+        return jnp.where(self.masked(x_t), filled, x_t)
+
+    def log_normalizer(self, x_t: Array, t: Array, r: Array) -> Array:
+        """[...] log Z_{r|t}(x_t) = sum over r's states of p_{t|r}(x_t | .)."""
+        t, r = self._pair(x_t, t, r)
+        odds = self._odds(t, r)
+        per_masked = jnp.where(r >= 1, _log(odds), jnp.log1p(odds))
+        num_masked = jnp.sum(self.masked(x_t), axis=-1)
+        num_visible = x_t.shape[-1] - num_masked
+        visible = jnp.where(num_visible > 0, num_visible * _log(self._ratio(t, r)), 0.0)
+        return visible + jnp.where(num_masked > 0, num_masked * per_masked, 0.0)
+
+    def conditional_generator(self, x_t: Array, t: Array, x_r: Array, r: Array) -> Array:
+        """[..., L, V] the denoiser of the path that ends in x_r at r, at (x_t, t).
+
+        Masked sites: (1 - kappa_t)/(kappa_r - kappa_t) where x_r shows v; visible sites: 1 at x_t.
+        """
+        t, r = self._pair(x_t, t, r)
+        self._same_sites(x_t, x_r)
+        difference = self.kappa(r) - self.kappa(t)
+        scale = jnp.where(difference > 0, (1 - self.kappa(t)) / _safe(difference), 0.0)[..., None]
+        x_t, scale = (jnp.broadcast_to(a, x_r.shape) for a in (x_t, scale))
+        hidden = self.masked(x_t)
+        token = jnp.where(hidden, x_r, x_t)
+        return jnp.where(hidden, scale, 1.0)[..., None] * self._one_hot(token)
+
+    def local_generator(self, log_density: ModelFn, x_t: Array, t: Array) -> Array:
+        """[..., L, V] the exact denoiser of phi: softmax over v of phi(x_t with site i <- v).
+
+        `log_density` is evaluated once, on the L * V * N states of an array [L, V, N, L] that is
+        flattened to [L * V * N, L]. Visible sites give 1 at their token.
+        """
+        batch = self.batch_shape(x_t, "x_t")
+        t = checks.time(t, "t", batch)
+        sites, vocab = x_t.shape[-1], self.vocab_size
+        flat = x_t.reshape(-1, sites)
+        n = flat.shape[0]
+        value = jnp.arange(vocab, dtype=flat.dtype)[None, :, None, None]
+        chosen = jnp.eye(sites, dtype=bool)[:, None, None, :]
+        states = jnp.where(chosen, value, flat[None, None])
+        times = jnp.broadcast_to(t.reshape(1, 1, n), (sites, vocab, n))
+        out = log_density(states.reshape(-1, sites), times.reshape(-1))
+        logits = checks.model_output(out, "log_density", (sites * vocab * n,))
+        logits = jnp.moveaxis(logits.reshape(sites, vocab, n), -1, 0).reshape(*batch, sites, vocab)
+        visible = ~self.masked(x_t)[..., None]
+        return jnp.where(visible, self._one_hot(x_t), jax.nn.softmax(logits, axis=-1))
+
+    def _pair(self, x_t: Array, t: Array, r: Array) -> tuple[Array, Array]:
+        return checks.time_pair(t, r, self.batch_shape(x_t, "x_t"))
+
+    def _same_sites(self, x_t: Array, x_r: Array) -> None:
+        self.batch_shape(x_r, "x_r")
+        if x_t.shape[-1] != x_r.shape[-1]:
+            raise ValueError(f"x_t has trailing size {x_t.shape[-1]}, x_r has {x_r.shape[-1]}")
+
+    def _ratio(self, t: Array, r: Array) -> Array:
+        return self.kappa(t) / _safe(self.kappa(r))
+
+    def _odds(self, t: Array, r: Array) -> Array:
+        return self.vocab_size * jnp.maximum(self.kappa(r) - self.kappa(t), 0.0) / _safe(self.kappa(r))
+
+    def _one_hot(self, tokens: Array) -> Array:
+        return jax.nn.one_hot(tokens, self.vocab_size, dtype=jnp.zeros(()).dtype)
+
+    def _uniform_tokens(self, key: Key, shape: tuple[int, ...]) -> Array:
+        bits = (self.vocab_size - 1).bit_length()
+        if self.vocab_size != 1 << bits or bits > 16:
+            return jax.random.randint(key, shape, 0, self.vocab_size, jnp.int32)
+        # A power of two: every random word holds 32 // bits independent tokens.
+        per_word = 32 // bits
+        num_words = -(-shape[-1] // per_word)
+        words = jax.random.bits(key, (*shape[:-1], num_words), jnp.uint32)
+        shifts = np.arange(per_word, dtype=np.uint32) * bits
+        tokens = (words[..., None] >> shifts.reshape((1,) * words.ndim + (-1,))) & (self.vocab_size - 1)
+        return tokens.reshape(*shape[:-1], -1)[..., : shape[-1]].astype(jnp.int32)
+
+
+def _is_one(r: Array) -> bool:
+    value = checks.concrete(r)
+    return value is not None and bool(np.all(value == 1))
+
+
+def _safe(x: Array) -> Array:
+    return jnp.where(x > 0, x, 1.0)
+
+
+def _log(x: Array) -> Array:
+    return jnp.where(x > 0, jnp.log(_safe(x)), -jnp.inf)
+
+
+def _log1m(x: Array) -> Array:
+    return jnp.where(x < 1, jnp.log1p(-jnp.where(x < 1, x, 0.0)), -jnp.inf)

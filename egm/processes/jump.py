@@ -1,0 +1,171 @@
+"""Continuous-time Markov chains on tokens, simulated exactly for a frozen denoiser.
+
+The generator is a denoiser, `[N, L, V] = generator(x, t)` of probabilities. The backward kernel is the
+path's own p_{t|r}, so path weights are exact for any denoiser and any number of steps.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from egm import checks, random
+from egm.paths.masked import MaskedPath
+from egm.typing import Array, Key, ModelFn
+
+
+@dataclasses.dataclass(frozen=True)
+class JumpProcess:
+    """The masked path's chain on a grid of times.
+
+    A masked site is revealed in a step with probability (kappa_r - kappa_t)/(1 - kappa_t), the exact
+    probability of a chain whose denoiser stays as it is at t; its token is drawn from the denoiser.
+
+    Attributes:
+      path: the masked path.
+    """
+
+    path: MaskedPath
+
+    def times(self, num_steps: int) -> Array:
+        """[num_steps + 1] times from 0 to 1, from the path."""
+        return self.path.times(num_steps)
+
+    def step(self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array) -> tuple[Array, Array]:
+        """One step forward.
+
+        Args:
+          key: a typed key, or [N] of them.
+          x_t: [N, L] tokens and masks.
+          generator: the denoiser.
+          t: scalar or [N], before r.
+          r: scalar or [N].
+
+        Returns:
+          (x_r [N, L], log_ratio [N] = log p_{t|r}(x_t | x_r) - log forward(x_r | x_t)).
+        """
+        t, r, keys = _prepare(self.path, key, x_t, t, r)
+        p = denoiser_probabilities(self.path, generator, x_t, t)
+        reveal = self._reveal_probability(t, r)
+
+        def one(k, x, p_, reveal_):
+            k_token, k_reveal = jax.random.split(k)
+            token = jax.random.categorical(k_token, _log(p_), axis=-1).astype(x.dtype)
+            shown = jax.random.uniform(k_reveal, x.shape) < reveal_
+            return jnp.where(self.path.masked(x) & shown, token, x)
+
+        x_r = random.per_example(one, keys, x_t, p, reveal)
+        return x_r, self._ratio(x_t, x_r, p, t, r)
+
+    def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
+        """x_t [N, L] ~ p_{t|r}(. | x_r); the generator is not needed."""
+        del generator
+        t, r, keys = _prepare(self.path, key, x_r, t, r)
+        return random.per_example(self.path.noise, keys, x_r, r, t)
+
+    def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
+        """[N] log backward - log forward of a given pair, as in `step`."""
+        t, r = checks.time_pair(t, r, self.path.batch_shape(x_t, "x_t"))
+        return self._ratio(x_t, x_r, denoiser_probabilities(self.path, generator, x_t, t), t, r)
+
+    def _reveal_probability(self, t: Array, r: Array) -> Array:
+        hidden = 1 - self.path.kappa(t)
+        return (self.path.kappa(r) - self.path.kappa(t)) / jnp.where(hidden > 0, hidden, 1.0)
+
+    def _ratio(self, x_t: Array, x_r: Array, p: Array, t: Array, r: Array) -> Array:
+        reveal = self._reveal_probability(t, r)[:, None]
+        was_masked, still_masked = self.path.masked(x_t), self.path.masked(x_r)
+        chosen = _pick(p, jnp.where(still_masked, 0, x_r))
+        stays = jnp.log1p(-jnp.where(reveal < 1, reveal, 0.0))
+        stays = jnp.where(reveal < 1, stays, -jnp.inf)
+        forward = jnp.where(was_masked, jnp.where(still_masked, stays, _log(reveal * chosen)), 0.0)
+        return self.path.log_noising(x_t, t, x_r, r) - jnp.sum(forward, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AnyOrderProcess:
+    """Any-order unmasking: one masked site a step, uniformly chosen; the chain without its time grid.
+
+    Forward reveals a random site and backward hides a random one; over a whole trajectory the
+    probabilities of the order cancel (1/L! both ways), so log_ratio is -log p of the revealed token.
+    A generator with a method `at_sites(x, t, sites) -> [N, V]` is asked for the chosen sites only.
+
+    Attributes:
+      path: the masked path.
+    """
+
+    path: MaskedPath
+
+    def times(self, num_steps: int) -> Array:
+        """[num_steps + 1] times; `num_steps` must be the number of sites L for a whole trajectory."""
+        return self.path.times(num_steps)
+
+    def step(self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array) -> tuple[Array, Array]:
+        """Reveal one uniformly chosen masked site; args and result as for `JumpProcess.step`.
+
+        A state without masks stays as it is, with log_ratio 0.
+        """
+        t, r, keys = _prepare(self.path, key, x_t, t, r)
+        hidden = self.path.masked(x_t)
+        k_site, k_token = random.split(keys)
+        site = random.per_example(_choose, k_site, hidden)
+        log_p = _log(self._at_sites(generator, x_t, t, site))
+        token = random.per_example(jax.random.categorical, k_token, log_p).astype(x_t.dtype)
+        done = ~jnp.any(hidden, axis=-1)
+        here = (jnp.arange(x_t.shape[-1])[None] == site[:, None]) & ~done[:, None]
+        x_r = jnp.where(here, token[:, None], x_t)
+        return x_r, jnp.where(done, 0.0, -_pick(log_p, token))
+
+    def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
+        """x_t [N, L]: hide one uniformly chosen visible site; the generator is not needed."""
+        del generator
+        t, r, keys = _prepare(self.path, key, x_r, t, r)
+        visible = ~self.path.masked(x_r)
+        site = random.per_example(_choose, keys, visible)
+        here = (jnp.arange(x_r.shape[-1])[None] == site[:, None]) & visible
+        return jnp.where(here, self.path.mask_token, x_r)
+
+    def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
+        """[N] log backward - log forward of a given pair; -inf or +inf where no step joins them."""
+        t, r = checks.time_pair(t, r, self.path.batch_shape(x_t, "x_t"))
+        changed = x_t != x_r
+        count = jnp.sum(changed, axis=-1)
+        site = jnp.argmax(changed, axis=-1)
+        log_p = _log(self._at_sites(generator, x_t, t, site))
+        token = _pick(x_r, site)
+        legal = (count == 1) & self.path.masked(_pick(x_t, site)) & ~self.path.masked(token)
+        log_p = _pick(log_p, jnp.where(legal, token, 0))
+        return jnp.where(legal, -log_p, jnp.where(count == 0, 0.0, -jnp.inf))
+
+    def _at_sites(self, generator: ModelFn, x: Array, t: Array, site: Array) -> Array:
+        if hasattr(generator, "at_sites"):
+            p = generator.at_sites(x, t, site)
+            return checks.model_output(p, "generator", (x.shape[0], self.path.vocab_size))
+        p = denoiser_probabilities(self.path, generator, x, t)
+        return jnp.take_along_axis(p, site[:, None, None], axis=1)[:, 0]
+
+
+def denoiser_probabilities(path: MaskedPath, generator: ModelFn, x: Array, t: Array) -> Array:
+    """`generator(x, t)`, checked to be [N, L, V]."""
+    return checks.model_output(generator(x, t), "generator", (*x.shape, path.vocab_size))
+
+
+def _prepare(path: MaskedPath, key: Key, x: Array, t: Array, r: Array) -> tuple[Array, Array, Array]:
+    batch = path.batch_shape(x, "x")
+    if len(batch) != 1:
+        raise ValueError(f"x must have shape [N, L], got {x.shape}")
+    return *checks.time_pair(t, r, batch), random.example_keys(key, batch[0])
+
+
+def _choose(key: Key, allowed: Array) -> Array:
+    return jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf))
+
+
+def _pick(values: Array, index: Array) -> Array:
+    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
+
+
+def _log(p: Array) -> Array:
+    return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1.0)), -jnp.inf)

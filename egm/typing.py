@@ -1,0 +1,175 @@
+"""Protocols that users' own parts must satisfy, aliases, and the records that travel between modules.
+
+Shape letters used throughout `egm`: B batch, N any number of states, K Monte-Carlo samples (a leading
+axis), D continuous dimensions, L token sites, V vocabulary size. Time runs from 0 (prior) to 1 (target).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+"""A typed PRNG key, `jax.random.key(seed)`; where a function has a batch, also an array [B] of them."""
+PyTree = Any
+State = Any
+"""An array or a pytree of arrays with leading batch axes: [..., D] float or [..., L] int32 tokens."""
+ModelFn = Callable[[State, Array], Any]
+"""`fn(x, t)` with x [N, *event] and t [N], its parameters closed over."""
+
+
+class SNIS(NamedTuple):
+    """Self-normalised importance weights along one axis of length K.
+
+    Attributes:
+      weights: normalised weights, the shape of the log-weights; all zeros where no sample is valid.
+      log_mean: log of the mean unnormalised weight, the axis removed; -inf where no sample is valid.
+      ess: effective sample size as a fraction of K, in [0, 1]; the axis removed.
+    """
+
+    weights: Array
+    log_mean: Array
+    ess: Array
+
+
+class Estimate(NamedTuple):
+    """What `egm.estimate` returns for a batch of B points.
+
+    Attributes:
+      generator: estimate of the marginal generator, in the path's form, leading axis B; zeros where invalid.
+      log_marginal: [B] estimate of log p~_t(x_t), unnormalised with phi_1 = -E; zero where invalid.
+      ess: [B] effective sample size of the K samples, as a fraction of K.
+      valid: [B] bool, False where the inputs are out of range or no sample has positive weight.
+      num_nonfinite: [B] int32, how many of the K log-densities were NaN or +inf.
+    """
+
+    generator: Any
+    log_marginal: Array
+    ess: Array
+    valid: Array
+    num_nonfinite: Array
+
+
+class Trajectory(NamedTuple):
+    """Both ends of N simulated trajectories and the terms of their path weights.
+
+    Attributes:
+      x_0: states at the first time.
+      x_1: states at the last time.
+      log_ratio: [N] sum over steps of log backward(x_t | x_r) - log forward(x_r | x_t).
+      states: None, or the states at every time, stacked on a new leading axis of length T.
+    """
+
+    x_0: State
+    x_1: State
+    log_ratio: Array
+    states: State | None
+
+
+@runtime_checkable
+class Energy(Protocol):
+    """A target: p(x) is proportional to exp(-E(x)), the inverse temperature inside E."""
+
+    def __call__(self, x: State) -> Array:
+        """E(x), [...] for a state with batch axes [...]. +inf is legal (zero density)."""
+        ...
+
+
+@runtime_checkable
+class Path(Protocol):
+    """A probability path: the noising kernels p_{t|r} and all that follows from them in closed form.
+
+    States have any number of leading batch axes; t and r are scalars or have the state's batch shape.
+    `x_r` may have further leading axes (K) in front of those of `x_t`.
+    """
+
+    def batch_shape(self, x: State, name: str = "x") -> tuple[int, ...]:
+        """The batch axes of a state; raises ValueError or TypeError where it is no state of this path."""
+        ...
+
+    def contains(self, x: State) -> Array:
+        """[...] bool, whether the values of each state are legal (tokens in range)."""
+        ...
+
+    def determined(self, x: State) -> Array:
+        """[...] bool, whether x fixes x_1 whatever the time (no mask left), so that phi follows from -E(x)."""
+        ...
+
+    def data_state(self, x: State) -> State:
+        """`x` with every value that no data has (a mask) replaced by one that an energy accepts."""
+        ...
+
+    @property
+    def t_min(self) -> float:
+        """The first time at which the path's proposals are finite."""
+        ...
+
+    def times(self, num_steps: int) -> Array:
+        """[num_steps + 1] increasing times from `t_min` to 1."""
+        ...
+
+    def sample_prior(self, key: Key, shape: tuple[int, ...]) -> State:
+        """States at time 0, of the given full shape (for a product: a pytree of shapes)."""
+        ...
+
+    def prior_log_density(self, x_0: State) -> Array:
+        """[...] normalised log-density of `sample_prior`."""
+        ...
+
+    def sample(self, key: Key, x_1: State, t: Array) -> State:
+        """x_t ~ p_{t|1}(. | x_1)."""
+        ...
+
+    def noise(self, key: Key, x_r: State, r: Array, t: Array) -> State:
+        """x_t ~ p_{t|r}(. | x_r), for t <= r."""
+        ...
+
+    def log_noising(self, x_t: State, t: Array, x_r: State, r: Array) -> Array:
+        """[...] log p_{t|r}(x_t | x_r)."""
+        ...
+
+    def propose(self, key: Key, x_t: State, t: Array, r: Array, num_samples: int) -> State:
+        """[K, ...] x_r ~ q_{r|t}(. | x_t), the noising kernel normalised over x_r."""
+        ...
+
+    def log_normalizer(self, x_t: State, t: Array, r: Array) -> Array:
+        """[...] log Z_{r|t}(x_t), the integral of p_{t|r}(x_t | x_r) over x_r."""
+        ...
+
+    def conditional_generator(self, x_t: State, t: Array, x_r: State, r: Array) -> Any:
+        """F_{t|r}^{x_r}(x_t): the generator of the path conditioned on x_r."""
+        ...
+
+    def local_generator(self, log_density: ModelFn, x_t: State, t: Array) -> Any:
+        """The marginal generator from phi_t itself, the h -> 0 limit of bootstrapping; no samples."""
+        ...
+
+
+@runtime_checkable
+class Process(Protocol):
+    """How a marginal generator moves a state, with the backward kernel that its path weights need.
+
+    `generator(x, t)` is a `ModelFn` in the path's form. States are [N, *event], t and r scalars or [N].
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    def times(self, num_steps: int) -> Array:
+        """[num_steps + 1] times to simulate on."""
+        ...
+
+    def step(self, key: Key, x_t: State, generator: ModelFn, t: Array, r: Array) -> tuple[State, Array]:
+        """(x_r, log_ratio [N]) with x_r ~ forward(. | x_t)."""
+        ...
+
+    def reverse_step(self, key: Key, x_r: State, generator: ModelFn, t: Array, r: Array) -> State:
+        """x_t ~ backward(. | x_r)."""
+        ...
+
+    def log_ratio(self, x_t: State, x_r: State, generator: ModelFn, t: Array, r: Array) -> Array:
+        """[N] log backward(x_t | x_r) - log forward(x_r | x_t) of a given pair."""
+        ...

@@ -1,0 +1,1 @@
+"""Learn an energy from data."""

@@ -1,0 +1,39 @@
+"""Settings of the whole test run, made before jax starts, and fixtures for every test."""
+
+import os
+
+_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
+if _EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", "").split():
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT_DEVICES}".strip()
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+# A test compiles what it runs: a cache on disk would hide what a change does to tracing.
+jax.config.update("jax_enable_compilation_cache", False)
+# [B] + [B, D] is an error, never a silent broadcast along the wrong axis.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# The first example of a property compiles, so there is no deadline; the same examples every time.
+hypothesis.settings.register_profile(
+    "egm", deadline=None, derandomize=True, max_examples=25, database=None
+)
+hypothesis.settings.load_profile("egm")
+
+
+@pytest.fixture
+def x64():
+    """Float64 for one test; what was set before comes back afterwards."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture
+def mesh8():
+    """A mesh of eight CPU devices along the axis "i"."""
+    return jax.make_mesh((8,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
