@@ -91,7 +91,9 @@ def time_pair(t: Any, r: Any, batch_shape: tuple[int, ...]) -> tuple[jax.Array, 
     t_checked, r_checked = time(t, "t", batch_shape), time(r, "r", batch_shape)
     t_value, r_value = concrete(t), concrete(r)
     if t_value is not None and r_value is not None and not np.all(t_value < r_value):
-        bad = np.argmax(np.broadcast_to(t_value >= r_value, np.broadcast_shapes(t_value.shape, r_value.shape)))
+        bad = np.argmax(
+            np.broadcast_to(t_value >= r_value, np.broadcast_shapes(t_value.shape, r_value.shape))
+        )
         t_bad = np.broadcast_to(t_value, np.broadcast_shapes(t_value.shape, r_value.shape)).ravel()[bad]
         r_bad = np.broadcast_to(r_value, np.broadcast_shapes(t_value.shape, r_value.shape)).ravel()[bad]
         raise ValueError(f"t must be below r, got t = {t_bad} and r = {r_bad}")

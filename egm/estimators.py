@@ -119,7 +119,9 @@ def estimate(
         like = jax.eval_shape(chunk, jnp.zeros((), jnp.int32))
         start = collectives.varying_like(importance.running_empty(like), like)
         record, _ = jax.lax.scan(
-            lambda carry, i: (importance.running_merge(carry, chunk(i)), None), start, jnp.arange(num_chunks)
+            lambda carry, i: (importance.running_merge(carry, chunk(i)), None),
+            start,
+            jnp.arange(num_chunks),
         )
     record = importance.running_collect(record, axis_name)
     generator, log_mean, ess = importance.running_finish(record, num_samples)
@@ -136,4 +138,3 @@ def estimate(
 
 def _where(valid: Array, x: Array) -> Array:
     return jnp.where(valid.reshape(valid.shape + (1,) * (x.ndim - 1)), x, jnp.zeros((), x.dtype))
-

@@ -47,7 +47,13 @@ class IterationConfig:
     ess_target: float | None = 0.2
 
     def __post_init__(self):
-        for name in ("num_simulated", "buffer_size", "num_gradient_steps", "batch_size", "num_times"):
+        for name in (
+            "num_simulated",
+            "buffer_size",
+            "num_gradient_steps",
+            "batch_size",
+            "num_times",
+        ):
             checks.positive_int(getattr(self, name), name)
         if self.buffer_size < self.num_simulated:
             raise ValueError(

@@ -6,6 +6,7 @@ taken backward, can.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -48,7 +49,11 @@ def summarize(log_weights: Array, axis_name: str | None = None) -> PathWeightSum
     del weights
     n = log_weights.shape[0] * collectives.axis_size(axis_name)
     # Var(w)/mean(w)^2 = 1/ess - 1, hence the relative error of the mean.
-    error = jnp.where(ess > 0, jnp.sqrt(jnp.maximum(1 / jnp.where(ess > 0, ess, 1) - 1, 0) / max(n - 1, 1)), jnp.inf)
+    error = jnp.where(
+        ess > 0,
+        jnp.sqrt(jnp.maximum(1 / jnp.where(ess > 0, ess, 1) - 1, 0) / max(n - 1, 1)),
+        jnp.inf,
+    )
     bad = importance.nonfinite(log_weights)
     num_bad = collectives.psum(jnp.sum(bad), axis_name)
     total = collectives.psum(jnp.sum(jnp.where(bad, 0.0, log_weights)), axis_name)
@@ -83,6 +88,42 @@ def reweighted_mean(values: Array, log_weights: Array) -> tuple[Array, Array]:
     return mean, jnp.sqrt(jnp.sum(w**2 * (values - mean[None]) ** 2, axis=0))
 
 
+def jackknife(
+    statistic: Callable[..., Array], values: Array, log_weights: Array, num_blocks: int = 20
+) -> tuple[Array, Array]:
+    """A function of weighted means, such as a variance or a Binder cumulant, with its standard error.
+
+    Args:
+      statistic: `statistic(mean)` of the weighted mean [...] of `values`.
+      values: [N, ...] observables on the terminal states (for a variance: the first two powers).
+      log_weights: [N] path log-weights; zeros for raw samples.
+      num_blocks: blocks left out in turn; the last N modulo num_blocks samples are not used.
+
+    Returns:
+      (statistic of the whole, standard error), each of the statistic's shape.
+
+    Raises:
+      ValueError: the leading sizes differ, or there are fewer samples than blocks.
+    """
+    checks.positive_int(num_blocks, "num_blocks", minimum=2)
+    values = jnp.asarray(values)
+    if values.shape[:1] != log_weights.shape:
+        raise ValueError(f"values must have leading size {log_weights.shape[0]}, got shape {values.shape}")
+    size = log_weights.shape[0] // num_blocks
+    if size == 0:
+        raise ValueError(f"values must hold at least {num_blocks} samples, got {log_weights.shape[0]}")
+    w = importance.snis(log_weights).weights
+    w, values = (a[: size * num_blocks].reshape(num_blocks, size, *a.shape[1:]) for a in (w, values))
+    weight = jnp.sum(w, axis=1)
+    moment = jnp.einsum("bn,bn...->b...", w, values)
+    left = jnp.sum(weight) - weight
+    means = (jnp.sum(moment, axis=0, keepdims=True) - moment) / left.reshape((-1,) + (1,) * (moment.ndim - 1))
+    whole = statistic(jnp.sum(moment, axis=0) / jnp.sum(weight))
+    parts = jnp.stack([statistic(m) for m in means])
+    error = jnp.sqrt((num_blocks - 1) * jnp.mean((parts - jnp.mean(parts, axis=0)[None]) ** 2, axis=0))
+    return whole, error
+
+
 def wasserstein_1d(a: Array, b: Array, p: float = 1.0) -> Array:
     """Wasserstein-p distance between two equally large samples of a number, (mean |a_(i) - b_(i)|^p)^(1/p).
 
@@ -114,7 +155,11 @@ def sample_distance(distance, generated: Array, exact: Array, num_sets: int) -> 
     Returns:
       A float.
     """
-    halves = zip(np.split(np.asarray(generated), num_sets), np.split(np.asarray(exact), num_sets), strict=True)
+    halves = zip(
+        np.split(np.asarray(generated), num_sets),
+        np.split(np.asarray(exact), num_sets),
+        strict=True,
+    )
     return float(np.mean([float(jax.device_get(distance(a, b))) for a, b in halves]))
 
 

@@ -57,7 +57,13 @@ def simulate(
 
 
 def simulate_reverse(
-    key: Key, process: Process, generator_fn: ModelFn, x_1: State, times: Array, *, save_states: bool = False
+    key: Key,
+    process: Process,
+    generator_fn: ModelFn,
+    x_1: State,
+    times: Array,
+    *,
+    save_states: bool = False,
 ) -> Trajectory:
     """Simulate backward kernels from x_1 to the first time, keeping the same path terms.
 

@@ -85,7 +85,11 @@ def make_train_step(
         old = (state.params, state.ema_params, state.opt_state)
         kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         metrics = collectives.pmean(metrics, axis_name)
-        metrics |= {"loss": loss, "grad_norm": grad_norm, "skipped": 1.0 - finite.astype(loss.dtype)}
+        metrics |= {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "skipped": 1.0 - finite.astype(loss.dtype),
+        }
         return TrainState(*kept, state.step + 1), metrics
 
     return step

@@ -95,7 +95,7 @@ class Path(Protocol):
         ...
 
     def determined(self, x: State) -> Array:
-        """[...] bool, whether x fixes x_1 whatever the time (no mask left), so that phi follows from -E(x)."""
+        """[...] bool, whether x fixes x_1 whatever the time (no mask left)."""
         ...
 
     def data_state(self, x: State) -> State:
@@ -156,7 +156,9 @@ class Process(Protocol):
     """
 
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Path:
+        """The path whose marginals the process keeps."""
+        ...
 
     def times(self, num_steps: int) -> Array:
         """[num_steps + 1] times to simulate on."""

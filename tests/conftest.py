@@ -18,9 +18,7 @@ jax.config.update("jax_enable_compilation_cache", False)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # The first example of a property compiles, so there is no deadline; the same examples every time.
-hypothesis.settings.register_profile(
-    "egm", deadline=None, derandomize=True, max_examples=25, database=None
-)
+hypothesis.settings.register_profile("egm", deadline=None, derandomize=True, max_examples=25, database=None)
 hypothesis.settings.load_profile("egm")
 
 

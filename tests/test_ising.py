@@ -97,9 +97,7 @@ def test_single_site_conditionals_are_energy_differences(energy):
                 changed = row.copy()
                 changed[site] = token
                 pair.append(loop_energy(energy, changed))
-            np.testing.assert_allclose(
-                logit[site, 1] - logit[site, 0], pair[0] - pair[1], atol=1e-5
-            )
+            np.testing.assert_allclose(logit[site, 1] - logit[site, 0], pair[0] - pair[1], atol=1e-5)
 
 
 def test_masked_conditionals():

@@ -2,9 +2,9 @@
 
 Everything here depends on (side, bond, field) with bond = beta * J and field = beta * h: the weight
 of a configuration is exp(bond * B + field * M), B the sum of s_i s_j over each site's right and
-lower neighbour and M the sum of spins. A row is an integer whose bit c is the token of column c. Four
-independent routes, each the others' check: enumeration, the row-to-row transfer matrix (first rows
-reduced by symmetry), Kaufman's closed form, and the integer density of states. Used by `Ising`.
+lower neighbour and M the sum of spins. A row is an integer whose bit c is the token of column c.
+Four independent routes, each the others' check: enumeration, the row-to-row transfer matrix (first
+rows reduced by symmetry), Kaufman's closed form, and the density of states. Used by `Ising`.
 """
 
 from __future__ import annotations
@@ -108,10 +108,20 @@ def _row_weights(side: int, bond: float, field: float) -> tuple[np.ndarray, floa
     return np.exp(log - log.max()), float(log.max())
 
 
-def _between_weights(sites: int, bond: float) -> np.ndarray:
-    """[2^sites, 2^sites] weights of the bonds between two stretches of a row, at most one."""
-    spins = _row_spins(sites).astype(float)
-    return np.exp(bond * (spins @ spins.T) - abs(bond) * sites)
+def _apply_bonds(v: np.ndarray, side: int, bond: float) -> np.ndarray:
+    """Sum over a row [2^side, ...] against its bonds to the next row, whose weights are at most 1.
+
+    The matrix is a Kronecker product over sites, applied to four sites at a time.
+    """
+    shape, before = v.shape, 1
+    for start in range(0, side, 4):
+        sites = min(4, side - start)
+        spins = _row_spins(sites).astype(float)
+        factor = np.exp(bond * (spins @ spins.T) - abs(bond) * sites)
+        # The axis in front holds the bits above: the leading group is the highest.
+        v = np.matmul(factor, v.reshape(before, 2**sites, -1))
+        before *= 2**sites
+    return v.reshape(shape)
 
 
 @functools.lru_cache(maxsize=4)
@@ -123,28 +133,25 @@ def row_distribution(side: int, bond: float, field: float) -> tuple[np.ndarray, 
     """
     rows, sizes = _row_classes(side, field == 0)
     weights, log_top = _row_weights(side, bond, field)
-    root = np.sqrt(weights)
-    high, low = _between_weights(side - side // 2, bond), _between_weights(side // 2, bond)
+    root = np.sqrt(weights)[:, None]
     log_step = log_top + abs(bond) * side  # what the weights of one row and its bonds lack
 
-    def apply(v):  # the symmetric T = root V root, V a Kronecker product
-        v = (v * root).reshape(len(v), len(high), len(low))
-        v = np.matmul(high, (v.reshape(-1, len(low)) @ low).reshape(v.shape))
-        v = v.reshape(len(v), -1) * root
-        scale = v.max(axis=1, keepdims=True)
-        return v / scale, np.log(scale[:, 0])
+    def apply(v):  # the symmetric T = root V root to [2^side, classes]
+        v = _apply_bonds(v * root, side, bond) * root
+        scale = v.max(axis=0)
+        return v / scale, np.log(scale)
 
     logs = np.empty(len(rows))
     chunk = max(1, _CHUNK_BYTES // (8 * 2**side))
     for start in range(0, len(rows), chunk):
         first = rows[start : start + chunk]
-        half, log_half = np.zeros((len(first), 2**side)), np.zeros(len(first))
-        half[np.arange(len(first)), first] = 1.0
+        half, log_half = np.zeros((2**side, len(first))), np.zeros(len(first))
+        half[first, np.arange(len(first))] = 1.0
         for _ in range(side // 2):
             half, log_scale = apply(half)
             log_half += log_scale
         other, log_scale = apply(half) if side % 2 else (half, 0.0)
-        overlap = np.sum(half * other, axis=1)
+        overlap = np.sum(half * other, axis=0)
         logs[start : start + chunk] = np.log(overlap) + 2 * log_half + log_scale
     logs += np.log(sizes)
     log_z = logsumexp(logs)
@@ -157,14 +164,10 @@ def row_correlation(side: int, bond: float, field: float) -> np.ndarray:
     spins = _row_spins(side)[rows]
     probabilities, _ = row_distribution(side, bond, field)
     distances = range(side // 2 + 1)
-    return np.array(
-        [probabilities @ np.mean(spins * np.roll(spins, -r, axis=1), axis=1) for r in distances]
-    )
+    return np.array([probabilities @ np.mean(spins * np.roll(spins, -r, axis=1), axis=1) for r in distances])
 
 
-def sample_transfer(
-    rng: np.random.Generator, side: int, bond: float, field: float, n: int
-) -> np.ndarray:
+def sample_transfer(rng: np.random.Generator, side: int, bond: float, field: float, n: int) -> np.ndarray:
     """Independent exact samples: a first row from its marginal, then site by site.
 
     The first row is drawn as a class of `_row_classes`; each class's samples share one table of
@@ -229,7 +232,6 @@ def magnetization_probabilities(side: int, bond: float, field: float) -> np.ndar
     rows, sizes = _row_classes(side, field == 0)
     weights, _ = _row_weights(side, bond, field)
     up = np.sum(_row_spins(side) > 0, axis=1)
-    high, low = _between_weights(side - side // 2, bond), _between_weights(side // 2, bond)
     logs = np.empty((len(rows), sites + 1))
     chunk = max(1, _CHUNK_BYTES // (8 * 2**side * (sites + 1)))
     for start in range(0, len(rows), chunk):
@@ -240,8 +242,7 @@ def magnetization_probabilities(side: int, bond: float, field: float) -> np.ndar
         log_scale = np.zeros(len(first))
         for j in range(1, side + 1):
             size = poly.shape[2]
-            poly = (high @ poly.reshape(len(high), -1)).reshape(len(high), len(low), -1)
-            poly = np.matmul(low, poly).reshape(2**side, len(first), size)
+            poly = _apply_bonds(poly, side, bond)
             if j == side:
                 break
             scale = poly.max(axis=(0, 2))

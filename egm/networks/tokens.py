@@ -1,8 +1,9 @@
-"""Flax networks on tokens: denoisers and log-marginals, an MLP and a periodic CNN for square grids.
+"""Flax networks on tokens: denoisers and log-marginals, an MLP and a CNN for periodic square grids.
 
-All of them are time-free, as the masked path allows: `module.apply(params, x [N, L], t [N])` ignores t.
-Denoisers return logits [N, L, V], log-marginals g [N]. `flip=True` (V = 2) makes a denoiser equivariant
-and a log-marginal invariant under the global spin flip 0 <-> 1, exactly, for twice the evaluations.
+They are time-free, as the masked path allows: `module.apply(params, x [N, L], t [N])` ignores t.
+Denoisers return logits [N, L, V], log-marginals g [N] (`egm.bootstrap`). With `flip` (V = 2 only) a
+denoiser is exactly equivariant, and a log-marginal exactly invariant, under the spin flip 0 <-> 1.
+`skip(x)` is a closed form that the output is added to: logits, or g.
 """
 
 from __future__ import annotations
@@ -12,79 +13,162 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from egm.typing import Array
 
 Skip = Callable[[Array], Array]
-"""A closed form that the network's output is added to, `skip(x)`: logits [N, L, V] or g [N]."""
 
 
-def _small(scale: float = 0.05):
-    return nn.initializers.variance_scaling(scale**2, "fan_in", "normal")
+class MLPDenoiser(nn.Module):
+    """Logits [N, L, V] from an MLP on all sites.
 
+    Attributes:
+      vocab_size: V.
+      width: of the hidden layers.
+      depth: number of hidden layers.
+      flip: equivariance under the spin flip, by evaluating x and its flip.
+      skip: optional closed form of the logits.
+    """
 
-def _features(x: Array, vocab_size: int) -> Array:
-    """[N, L, F]: for V = 2 the spin (0 where masked) and visibility; else the one-hot with the mask."""
-    if vocab_size == 2:
-        hidden = x == 2
-        return jnp.stack([jnp.where(hidden, 0.0, 2.0 * x - 1.0), 1.0 - hidden], axis=-1)
-    return jax.nn.one_hot(x, vocab_size + 1)
-
-
-def _flip(x: Array) -> Array:
-    return jnp.where(x == 2, 2, 1 - x)
-
-
-def _require_two(vocab_size: int) -> None:
-    if vocab_size != 2:
-        raise ValueError(f"flip needs vocab_size = 2, got {vocab_size}")
-
-
-class _MLPTrunk(nn.Module):
-    width: int
-    depth: int
+    vocab_size: int
+    width: int = 256
+    depth: int = 3
+    flip: bool = False
+    skip: Skip | None = None
 
     @nn.compact
-    def __call__(self, features: Array) -> Array:
-        h = features.reshape(features.shape[0], -1)
-        for _ in range(self.depth):
-            h = nn.silu(nn.Dense(self.width)(h))
-        return h
+    def __call__(self, x: Array, t: Array | None = None) -> Array:
+        sites = x.shape[-1]
+        trunk = _MLP(self.width, self.depth, sites * self.vocab_size)
+
+        def logits(tokens):
+            return trunk(_one_hot(tokens, self.vocab_size)).reshape(-1, sites, self.vocab_size)
+
+        out = logits(x)
+        if self.flip:
+            out = 0.5 * (out + logits(_flipped(x, self.vocab_size))[..., ::-1])
+        return _with_skip(self, out, x)
 
 
-class _GridTrunk(nn.Module):
-    """Residual blocks of a depthwise circular convolution over the whole torus and a gated pointwise map.
+class MLPLogMarginal(nn.Module):
+    """g [N] from an MLP on all sites; attributes as for `MLPDenoiser`, `skip` a closed form of g."""
 
-    Channels come first, [C, N, L], so that both are plain matrix products. With `odd` every feature
-    changes sign under the spin flip: no biases on the values, gates see magnitudes and visibility only.
+    vocab_size: int
+    width: int = 256
+    depth: int = 3
+    flip: bool = False
+    skip: Skip | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array | None = None) -> Array:
+        trunk = _MLP(self.width, self.depth, 1)
+        out = trunk(_one_hot(x, self.vocab_size))[:, 0]
+        if self.flip:
+            flipped = _one_hot(_flipped(x, self.vocab_size), self.vocab_size)
+            out = 0.5 * (out + trunk(flipped)[:, 0])
+        return _with_skip(self, out, x)
+
+
+class TorusDenoiser(nn.Module):
+    """Logits [N, L, V] on a periodic side x side grid, from residual blocks that see the whole grid.
+
+    Attributes:
+      side: L = side**2.
+      vocab_size: V.
+      channels: width of the residual stream.
+      depth: number of residual blocks.
+      expansion: hidden width of a block, as a multiple of `channels`.
+      flip: equivariance under the spin flip, by odd features throughout (no second evaluation).
+      skip: optional closed form of the logits.
     """
 
     side: int
+    vocab_size: int = 2
+    channels: int = 24
+    depth: int = 3
+    expansion: int = 2
+    flip: bool = False
+    skip: Skip | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array | None = None) -> Array:
+        h, _ = _TorusTrunk(*_trunk_fields(self), name="trunk")(x)
+        if self.flip:
+            half = _Pointwise(1, use_bias=False, scale=0.05)(h)[0]
+            out = jnp.stack([-half, half], axis=-1)
+        else:
+            out = jnp.moveaxis(_Pointwise(self.vocab_size, scale=0.05)(h), 0, -1)
+        return _with_skip(self, out, x)
+
+
+class TorusLogMarginal(nn.Module):
+    """g [N] on a periodic grid, a sum over sites; attributes as for `TorusDenoiser`."""
+
+    side: int
+    vocab_size: int = 2
+    channels: int = 24
+    depth: int = 3
+    expansion: int = 2
+    flip: bool = False
+    skip: Skip | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array | None = None) -> Array:
+        h, context = _TorusTrunk(*_trunk_fields(self), name="trunk")(x)
+        even = jnp.concatenate([jnp.abs(h) if self.flip else h, context], axis=0)
+        even = nn.silu(_Pointwise(self.channels)(even))
+        out = jnp.sum(_Pointwise(1, scale=0.05)(even)[0], axis=-1)
+        return _with_skip(self, out, x)
+
+
+class _TorusTrunk(nn.Module):
+    """Blocks of a depthwise circular convolution over the whole torus and a gated pointwise map.
+
+    Channels come first, [C, N, L], so that both are plain matrix products. With `flip` the values are
+    odd under the spin flip: they have no biases, and gates see magnitudes and visibility alone.
+    """
+
+    side: int
+    vocab_size: int
     channels: int
     depth: int
     expansion: int
-    odd: bool
+    flip: bool
 
     @nn.compact
-    def __call__(self, values: Array, context: Array) -> Array:
-        """`values` [F, N, L] (odd if `odd`) and `context` [G, N, L] (even) to [C, N, L]."""
-        h = _Pointwise(self.channels, use_bias=not self.odd)(values)
+    def __call__(self, x: Array) -> tuple[Array, Array]:
+        if x.shape[-1] != self.side**2:
+            raise ValueError(f"x has trailing size {x.shape[-1]}, this network has {self.side**2} sites")
+        visible = (x != self.vocab_size).astype(float)
+        if self.flip:
+            _require_two(self.vocab_size)
+            values = jnp.where(x == 2, 0.0, 2.0 * x - 1.0)[None]
+        else:
+            values = jnp.moveaxis(jax.nn.one_hot(x, self.vocab_size), -1, 0)
+        fraction = jnp.broadcast_to(jnp.mean(visible, axis=-1, keepdims=True), visible.shape)
+        context = jnp.concatenate([self._with_neighbours(visible[None]), fraction[None]], axis=0)
+        h = _Pointwise(self.channels, use_bias=not self.flip)(self._with_neighbours(values))
+        width = self.expansion * self.channels
         for layer in range(self.depth):
-            kernel = self.param(
-                f"kernel_{layer}", nn.initializers.normal(1.0 / self.side), (self.channels, self.side**2)
+            init = nn.initializers.normal(1.0 / self.side)
+            kernel = self.param(f"kernel_{layer}", init, (self.channels, self.side**2))
+            u = jnp.concatenate([torus_convolution(kernel, _rms_norm(h), self.side), h], axis=0)
+            gate = nn.sigmoid(
+                _Pointwise(width)(jnp.concatenate([jnp.abs(u) if self.flip else u, context], axis=0))
             )
-            u = _circulant(kernel, _rms_norm(h), self.side)
-            u = jnp.concatenate([u, h], axis=0)
-            width = self.expansion * self.channels
-            gate_input = jnp.concatenate([jnp.abs(u) if self.odd else u, context], axis=0)
-            gate = nn.sigmoid(_Pointwise(width)(gate_input))
-            value = _Pointwise(width, use_bias=not self.odd)(u) * gate
-            h = h + _Pointwise(self.channels, use_bias=not self.odd, scale=0.3)(value)
-        return h
+            value = _Pointwise(width, use_bias=not self.flip)(u) * gate
+            h = h + _Pointwise(self.channels, use_bias=not self.flip, scale=0.3)(value)
+        return h, context
+
+    def _with_neighbours(self, features: Array) -> Array:
+        grid = features.reshape(*features.shape[:2], self.side, self.side)
+        half_sum = 0.5 * sum(jnp.roll(grid, s, axis=a) for a in (2, 3) for s in (1, -1))
+        return jnp.concatenate([features, half_sum.reshape(features.shape)], axis=0)
 
 
 class _Pointwise(nn.Module):
-    """A linear map of the leading channel axis."""
+    """A linear map of the leading channel axis, [F, N, L] to [features, N, L]."""
 
     features: int
     use_bias: bool = True
@@ -100,43 +184,62 @@ class _Pointwise(nn.Module):
         return out
 
 
-def _rms_norm(h: Array) -> Array:
-    return h * jax.lax.rsqrt(jnp.mean(h**2, axis=0, keepdims=True) + 1e-3)
+class _MLP(nn.Module):
+    width: int
+    depth: int
+    features: int
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        for _ in range(self.depth):
+            h = nn.silu(nn.Dense(self.width)(h))
+        return nn.Dense(self.features, kernel_init=nn.initializers.normal(1e-3))(h)
 
 
-def _circulant(kernel: Array, h: Array, side: int) -> Array:
-    index = jnp.arange(side)
+def torus_convolution(kernel: Array, h: Array, side: int) -> Array:
+    """Depthwise circular convolution over a side x side torus.
+
+    Args:
+      kernel: [C, L], L = side**2.
+      h: [C, N, L].
+      side: of the grid. Up to 15 it is one matrix product a channel, above it the FFT (measured on two
+        CPU cores at N = 256, C = 24: 1.1 against 2.9 ms at side 10).
+
+    Returns:
+      [C, N, L] with out[c, n, m] = sum_l h[c, n, l] kernel[c, l - m], differences on the torus.
+    """
+    if side > 15:
+        grid, k = (a.reshape(*a.shape[:-1], side, side) for a in (h, kernel))
+        spectrum = jnp.fft.rfft2(grid) * jnp.conj(jnp.fft.rfft2(k))[:, None]
+        return jnp.fft.irfft2(spectrum, s=(side, side)).reshape(h.shape)
+    index = np.arange(side)
     gap = (index[:, None] - index[None, :]) % side
     place = (gap[:, None, :, None] * side + gap[None, :, None, :]).reshape(side**2, side**2)
     return jnp.einsum("cnl,clm->cnm", h, kernel[:, place])
 
 
-class GridDenoiser(nn.Module):
-    side: int
-    vocab_size: int = 2
-    channels: int = 24
-    depth: int = 3
-    expansion: int = 2
-    flip: bool = False
-    skip: Skip | None = None
+def _rms_norm(h: Array) -> Array:
+    return h * jax.lax.rsqrt(jnp.mean(h**2, axis=0, keepdims=True) + 1e-3)
 
-    @nn.compact
-    def __call__(self, x: Array, t: Array | None = None) -> Array:
-        n, sites = x.shape
-        if self.flip:
-            s = jnp.where(x == 2, 0.0, 2.0 * x - 1.0)
-            v = (x != 2) * 1.0
-            g = lambda a: a.reshape(n, self.side, self.side)
-            nb = lambda a: 0.5 * sum(jnp.roll(g(a), k, axis=ax) for ax in (1, 2) for k in (1, -1)).reshape(n, sites)
-            values = jnp.stack([s, nb(s)])
-            context = jnp.stack([v, nb(v), jnp.broadcast_to(v.mean(-1, keepdims=True), v.shape)])
-            h = _GridTrunk(self.side, self.channels, self.depth, self.expansion, True)(values, context)
-            half = _Pointwise(1, use_bias=False, scale=0.05)(h)[0]
-            out = jnp.stack([-half, half], axis=-1)
-        else:
-            f = jnp.moveaxis(_features(x, self.vocab_size), -1, 0)
-            h = _GridTrunk(self.side, self.channels, self.depth, self.expansion, False)(f, f[-1:])
-            out = jnp.moveaxis(_Pointwise(self.vocab_size, scale=0.05)(h), 0, -1)
-        if self.skip is not None:
-            out = out + self.param("skip_gain", nn.initializers.ones, ()) * self.skip(x)
-        return out
+
+def _trunk_fields(module: nn.Module) -> tuple:
+    names = ("side", "vocab_size", "channels", "depth", "expansion", "flip")
+    return tuple(getattr(module, name) for name in names)
+
+
+def _with_skip(module: nn.Module, out: Array, x: Array) -> Array:
+    return out if module.skip is None else out + module.skip(x)
+
+
+def _one_hot(x: Array, vocab_size: int) -> Array:
+    return jax.nn.one_hot(x, vocab_size + 1).reshape(x.shape[0], -1)
+
+
+def _flipped(x: Array, vocab_size: int) -> Array:
+    _require_two(vocab_size)
+    return jnp.where(x == 2, 2, 1 - x)
+
+
+def _require_two(vocab_size: int) -> None:
+    if vocab_size != 2:
+        raise ValueError(f"flip needs vocab_size = 2, got {vocab_size}")

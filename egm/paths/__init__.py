@@ -1,5 +1,19 @@
 """Probability paths: noising kernels, proposals and conditional generators in closed form."""
 
+from egm.paths.gaussian import (
+    CenteredPath,
+    LinearPath,
+    VarianceExplodingPath,
+    VariancePreservingPath,
+)
 from egm.paths.masked import MaskedPath
+from egm.paths.product import ProductPath
 
-__all__ = ["MaskedPath"]
+__all__ = [
+    "CenteredPath",
+    "LinearPath",
+    "MaskedPath",
+    "ProductPath",
+    "VarianceExplodingPath",
+    "VariancePreservingPath",
+]

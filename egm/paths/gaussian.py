@@ -208,9 +208,10 @@ class _GaussianPath(abc.ABC):
         """
         num_samples = checks.positive_int(num_samples, "num_samples")
         batch = self.batch_shape(x_t, "x_t")
-        x_t = jnp.asarray(x_t)
-        kernel = self._kernel(x_t, *self._proposal_times(t, r, batch))
-        eps = self.standard_normal(key, (num_samples, *x_t.shape), x_t.dtype)
+        x_t = jnp.asarray(x_t)[None]
+        t, r = self._proposal_times(t, r, batch)
+        kernel = self._kernel(x_t, t[None], r[None])
+        eps = self.standard_normal(key, (num_samples, *x_t.shape[1:]), x_t.dtype)
         return (x_t + jnp.sqrt(kernel.variance)[..., None] * eps) / kernel.scale[..., None]
 
     def log_normalizer(self, x_t: Array, t: Array, r: Array) -> Array:
@@ -242,8 +243,7 @@ class _GaussianPath(abc.ABC):
         scale_dot = self.alpha_dot(t) / self.alpha(r)
         variance_dot = self.variance_dot(t) - 2 * scale * scale_dot * self.variance(r)
         scale, scale_dot, rate = (
-            c.astype(x_t.dtype)[..., None]
-            for c in (scale, scale_dot, variance_dot / (2 * variance))
+            c.astype(x_t.dtype)[..., None] for c in (scale, scale_dot, variance_dot / (2 * variance))
         )
         return scale_dot * x_r + rate * (x_t - scale * x_r)
 
@@ -301,26 +301,23 @@ class _GaussianPath(abc.ABC):
         return Kernel(*(part.astype(x.dtype) for part in kernel))
 
     def _matching(self, x, x_name, y, y_name):
-        """x [..., D], y [K, ..., D] as arrays and the batch shape of x."""
+        """x [..., D] with leading axes of size 1 up to the rank of y, y [K, ..., D], and [...]."""
         batch, batch_y = self.batch_shape(x, x_name), self.batch_shape(y, y_name)
         x, y = jnp.asarray(x), jnp.asarray(y)
         if x.shape[-1] != y.shape[-1]:
-            raise ValueError(
-                f"{x_name} has trailing size {x.shape[-1]}, {y_name} has {y.shape[-1]}"
-            )
+            raise ValueError(f"{x_name} has trailing size {x.shape[-1]}, {y_name} has {y.shape[-1]}")
         if len(batch_y) < len(batch) or batch_y[len(batch_y) - len(batch) :] != batch:
-            raise ValueError(
-                f"the batch axes of {y_name} must end with {x_name}'s, {batch}, got {batch_y}"
-            )
-        return x, y, batch
+            raise ValueError(f"the batch axes of {y_name} must end with {x_name}'s, {batch}, got {batch_y}")
+        return _lead(x, y.ndim), y, batch
 
     def _pair(self, x_t, t, x_r, r):
         x_t, x_r, batch = self._matching(x_t, "x_t", x_r, "x_r")
-        return x_t, x_r, *checks.time_pair(t, r, batch)
+        t, r = (_lead(time, x_r.ndim - 1) for time in checks.time_pair(t, r, batch))
+        return x_t, x_r, t, r
 
     def _conversion(self, field, name, x, t):
         x, field, batch = self._matching(x, "x", field, name)
-        t_checked = checks.time(t, "t", batch)
+        t_checked = _lead(checks.time(t, "t", batch), x.ndim - 1)
         self._check_t_min(t)
         t_wide = t_checked.astype(_wide(t_checked, t_checked, x))
         rate, factor = self._rate(t_wide), self._score_factor(t_wide)
@@ -436,9 +433,7 @@ class VarianceExplodingPath(_GaussianPath):
     def kernel(self, t: Array, r: Array) -> Kernel:
         t, r = _float_time(t), _float_time(r)
         variance = (
-            self.sigma_min**2
-            * jnp.exp(self._log_range * (1 - r))
-            * jnp.expm1(self._log_range * (r - t))
+            self.sigma_min**2 * jnp.exp(self._log_range * (1 - r)) * jnp.expm1(self._log_range * (r - t))
         )
         return Kernel(jnp.ones_like(variance), jnp.zeros_like(variance), variance)
 
@@ -606,6 +601,11 @@ def _float_time(t):
 def _wide(t, r, x):
     """The dtype to compute a schedule in: as wide as times and state, at least float32."""
     return jnp.result_type(t.dtype, r.dtype, x.dtype, jnp.float32)
+
+
+def _lead(x, ndim):
+    """`x` with axes of size 1 in front, up to `ndim`: ranks are never promoted silently."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
 
 
 def _one_key(key):

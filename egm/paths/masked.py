@@ -119,7 +119,7 @@ class MaskedPath:
         """[...] log p_{t|r}(x_t | x_r); -inf where x_r cannot become x_t."""
         t, r = self._pair(x_t, t, r)
         self._same_sites(x_t, x_r)
-        x_t, t, r = jnp.broadcast_arrays(x_t, t[..., None], r[..., None])
+        x_t, x_r, t, r = jnp.broadcast_arrays(x_t, x_r, t[..., None], r[..., None])
         ratio = self._ratio(t, r)
         hidden = self.masked(x_t)
         kept = jnp.where(x_t == x_r, _log(ratio), -jnp.inf)

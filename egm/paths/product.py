@@ -227,9 +227,7 @@ class ProductPath:
         return list(jax.random.split(key, len(self._leaves)))
 
     def _names(self, name):
-        paths_to = jax.tree_util.tree_flatten_with_path(
-            self._treedef.unflatten(range(len(self._leaves)))
-        )[0]
+        paths_to = jax.tree_util.tree_flatten_with_path(self._treedef.unflatten(range(len(self._leaves))))[0]
         return [name + jax.tree_util.keystr(path_to) for path_to, _ in paths_to]
 
     def _parts(self, x, name):
@@ -237,9 +235,7 @@ class ProductPath:
         try:
             return self._treedef.flatten_up_to(x)
         except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{name} must have the structure {self._treedef}, got {_describe(x)}"
-            ) from error
+            raise ValueError(f"{name} must have the structure {self._treedef}, got {_describe(x)}") from error
 
 
 def _describe(x):

@@ -1,0 +1,111 @@
+"""Learn a sampler of the 2D Ising model from its energy alone, and compare it with exact samples.
+
+python examples/ising.py                                      # 5x5 at beta = .4, about a minute
+python examples/ising.py --side=10 --inverse_temperature=.4407 # the critical point
+Writes ising.png and results.json to --output_dir.
+"""
+
+import time
+
+START = time.time()
+
+import ising_report  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from absl import app, flags  # noqa: E402
+from common import optimizer, train  # noqa: E402
+
+import egm  # noqa: E402
+from egm import algorithms, iteration, losses, networks  # noqa: E402
+
+SIDE = flags.DEFINE_integer("side", 5, "Side of the periodic square lattice.")
+BETA = flags.DEFINE_float("inverse_temperature", 0.4, "Inverse temperature, J = 1.")
+FIELD = flags.DEFINE_float("field", 0.0, "Magnetic field h.")
+ALGORITHM = flags.DEFINE_enum(
+    "algorithm", "weighted", ["naive", "bootstrap", "local_bootstrap", "weighted"], "What to train."
+)
+ITERATIONS = flags.DEFINE_integer("iterations", None, "Outer iterations; by default by side and algorithm.")
+SECONDS = flags.DEFINE_float("seconds", None, "Train for this long instead of a number of iterations.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "K of the naive and bootstrap estimates.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
+OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/ising", "Where the figure and the numbers go.")
+
+
+def settings(side: int, algorithm: str) -> tuple[iteration.IterationConfig, float, int]:
+    """Sizes of an iteration, the peak learning rate and the number of iterations."""
+    small = side <= 6
+    config = iteration.IterationConfig(
+        num_simulated=500 if small else 150,
+        buffer_size=5000 if small else 1500,
+        num_gradient_steps=100,
+        batch_size=128 if algorithm in ("weighted", "local_bootstrap") else 300,
+        num_times=side**2,
+        ema_decay=0.95 if algorithm in ("local_bootstrap", "bootstrap") else 0.99,
+        weight_clip=5.0,
+    )
+    return (
+        config,
+        4e-3,
+        {"weighted": 12 if small else max(30, 3 * side)}.get(algorithm, 20 if small else 60),
+    )
+
+
+def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.Ising):
+    """The algorithm and its initial parameters' function `init(key)`."""
+    shape = {"side": energy.side, "flip": energy.field == 0}
+    denoiser = networks.TorusDenoiser(**shape, skip=energy.masked_conditionals)
+    log_marginal = networks.TorusLogMarginal(**shape, skip=lambda x: -energy.revealed_energy(x))
+    head = losses.DenoiserHead(path)
+    x, t = jnp.zeros((1, energy.num_sites), jnp.int32), jnp.zeros(1)
+    if name == "local_bootstrap":
+        return algorithms.LocalBootstrap(path, log_marginal.apply), lambda k: log_marginal.init(k, x, t)
+    if name == "weighted":
+        return algorithms.Weighted(path, head, denoiser.apply), lambda k: denoiser.init(k, x, t)
+    if name == "naive":
+        algorithm = algorithms.Naive(path, head, denoiser.apply, NUM_SAMPLES.value)
+        return algorithm, lambda k: denoiser.init(k, x, t)
+    algorithm = algorithms.Bootstrap(
+        path, head, denoiser.apply, log_marginal.apply, NUM_SAMPLES.value, step=0.01
+    )
+    return algorithm, lambda k: {
+        "generator": denoiser.init(k, x, t),
+        "log_marginal": log_marginal.init(k, x, t),
+    }
+
+
+def main(_):
+    energy = egm.energies.Ising(SIDE.value, BETA.value, field=FIELD.value)
+    path = egm.paths.MaskedPath(energy.vocab_size)
+    process = egm.processes.AnyOrderProcess(path)
+    algorithm, init_params = make_algorithm(ALGORITHM.value, path, energy)
+    config, learning_rate, iterations = settings(SIDE.value, ALGORITHM.value)
+    init, step = iteration.make_iteration(
+        algorithm, process, energy, optimizer(), config, event_shape=energy.event_shape
+    )
+    k_params, k_train, k_report = jax.random.split(jax.random.key(SEED.value), 3)
+    state, history, compile_seconds = train(
+        step,
+        init(init_params(k_params)),
+        k_train,
+        learning_rate=learning_rate,
+        iterations=ITERATIONS.value or iterations,
+        seconds=SECONDS.value,
+    )
+    ising_report.report(
+        k_report,
+        energy,
+        process,
+        algorithm.generator(state.train.ema_params),
+        history,
+        OUTPUT_DIR.value,
+        {
+            "algorithm": ALGORITHM.value,
+            "seed": SEED.value,
+            "compile_seconds": compile_seconds,
+            "started": START,
+        },
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

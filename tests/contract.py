@@ -1,0 +1,379 @@
+"""What the contract tests run on: examples of every public path, process and energy.
+
+A public class of `egm.paths`, `egm.processes` or `egm.energies` without an entry in `PATHS`,
+`PROCESSES` or `ENERGIES` fails its contract test with the line to add. A path comes with a small
+state space and quadrature weights (ones where it is enumerated), so that one test serves tokens,
+vectors and mixtures of both; `TokenProblem` is a random energy whose every answer is enumerated.
+"""
+
+import dataclasses
+import functools
+import importlib
+import inspect
+import itertools
+import pkgutil
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+import egm
+
+# Discovery.
+
+
+def public_classes(package):
+    """{name: class} of the frozen dataclasses that a folder's modules define or it exports."""
+    modules = [package] + [
+        importlib.import_module(f"{package.__name__}.{info.name}")
+        for info in pkgutil.iter_modules(package.__path__)
+    ]
+    found = {}
+    for module in modules:
+        for name, value in vars(module).items():
+            inside = getattr(value, "__module__", "").startswith(package.__name__ + ".")
+            if inspect.isclass(value) and dataclasses.is_dataclass(value) and inside:
+                if not name.startswith("_"):
+                    found[name] = value
+    return found
+
+
+def missing_entries(package, table):
+    """One sentence for every public class without an entry in the table of that name."""
+    return [
+        f'{package.__name__}.{name} has no example: add "{name}": lambda: [...] to {table} in '
+        "tests/contract.py"
+        for name in public_classes(package)
+        if name not in globals()[table]
+    ]
+
+
+def cases(package, table):
+    """(ids, cases) of every example of the public classes of a package."""
+    entries = globals()[table]
+    made = [
+        (f"{name}-{i}", case)
+        for name in public_classes(package)
+        for i, case in enumerate(entries.get(name, list)())
+    ]
+    return [name for name, _ in made], [case for _, case in made]
+
+
+# Paths.
+
+
+class Space(NamedTuple):
+    """States [M, *event] with log quadrature weights [M]; `data` [M] marks those of time 1."""
+
+    nodes: Any
+    log_weights: np.ndarray
+    data: np.ndarray
+
+
+class PathCase(NamedTuple):
+    """A path, its state space, a few states [N, *event] to test at, and a target on the space.
+
+    Attributes:
+      energy: E(x) [...] of states [..., *event].
+      features: [..., F] numbers of a state, whose means tell distributions apart.
+    """
+
+    path: Any
+    space: Space
+    points: Any
+    energy: Any
+    features: Any
+
+
+def token_case(path, sites):
+    vocab = path.vocab_size
+    nodes = np.array(list(itertools.product(range(vocab + 1), repeat=sites)), np.int32)
+    data = np.all(nodes < vocab, axis=-1)
+    return PathCase(
+        path, Space(nodes, np.zeros(len(nodes)), data), nodes, _token_energy, _indicators(nodes)
+    )
+
+
+def line_case(path, direction, width=20.0, step=0.1):
+    """A Gaussian path on multiples of a unit vector of its space, which must be a line."""
+    direction = np.asarray(direction) / np.linalg.norm(direction)
+    s = np.arange(-width, width + step / 2, step)
+    nodes = s[:, None] * direction
+    points = np.array([-0.9, 0.2, 1.1])[:, None] * direction
+    along = functools.partial(_along, direction)
+    return PathCase(
+        path,
+        Space(nodes, np.full(len(s), np.log(step)), np.ones(len(s), bool)),
+        points,
+        lambda x: _line_energy(along(x)),
+        lambda x: jnp.stack([along(x), along(x) ** 2], axis=-1),
+    )
+
+
+def product_case(path, line, tokens):
+    """The mixture {"x": line, "h": tokens} with an energy that couples the two."""
+
+    def pairs(x, h):
+        return {"x": np.repeat(x, len(h), axis=0), "h": np.tile(h, (len(x), 1))}
+
+    def energy(state):
+        shift = 0.4 * jnp.sum(state["h"], axis=-1)
+        return _token_energy(state["h"]) + _line_energy(state["x"][..., 0] - shift)
+
+    def features(state):
+        f = jnp.concatenate([jnp.ones_like(state["x"]), line.features(state["x"])], axis=-1)
+        outer = f[..., :, None] * tokens.features(state["h"])[..., None, :]
+        return outer.reshape(*outer.shape[:-2], -1)
+
+    total = np.add.outer(line.space.log_weights, tokens.space.log_weights).ravel()
+    data = np.logical_and.outer(line.space.data, tokens.space.data).ravel()
+    space = Space(pairs(line.space.nodes, tokens.space.nodes), total, data)
+    return PathCase(path, space, pairs(line.points, tokens.points[::3]), energy, features)
+
+
+def _token_energy(x):
+    place = jnp.arange(1.0, x.shape[-1] + 1)
+    angle = x * jnp.broadcast_to(place, x.shape)
+    return jnp.sum(jnp.sin(1.7 * angle), axis=-1) + jnp.cos(jnp.sum(angle, axis=-1))
+
+
+def _line_energy(s):
+    return 0.5 * (s**2 - 1) ** 2 + 0.3 * s
+
+
+def _along(direction, x):
+    return jnp.sum(x * jnp.broadcast_to(direction, x.shape), axis=-1)
+
+
+def _indicators(nodes):
+    def features(x):
+        wide = np.broadcast_to(nodes, (*x.shape[:-1], *nodes.shape))
+        return jnp.all(x[..., None, :] == wide, axis=-1).astype(float)
+
+    return features
+
+
+def _paths(module, name):
+    return getattr(importlib.import_module(f"egm.paths.{module}"), name)
+
+
+def _mixed():
+    linear, masked = _paths("gaussian", "LinearPath")(), egm.paths.MaskedPath(2)
+    path = _paths("product", "ProductPath")({"x": linear, "h": masked})
+    return product_case(path, line_case(linear, [1.0], step=0.2), token_case(masked, 2))
+
+
+PATHS = {
+    "MaskedPath": lambda: [
+        token_case(egm.paths.MaskedPath(3), 2),
+        token_case(egm.paths.MaskedPath(2, power=2.0), 3),
+    ],
+    "LinearPath": lambda: [line_case(_paths("gaussian", "LinearPath")(sigma=1.2), [1.0])],
+    "VarianceExplodingPath": lambda: [
+        line_case(_paths("gaussian", "VarianceExplodingPath")(0.3, 3.0), [1.0])
+    ],
+    "VariancePreservingPath": lambda: [
+        line_case(_paths("gaussian", "VariancePreservingPath")(0.1, 4.0), [1.0])
+    ],
+    "CenteredPath": lambda: [
+        line_case(
+            _paths("gaussian", "CenteredPath")(_paths("gaussian", "LinearPath")(), 2, 1),
+            [1.0, -1.0],
+        )
+    ],
+    "ProductPath": lambda: [_mixed()],
+}
+
+
+# Tokens with every answer known.
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenProblem:
+    """A random energy on L sites of V tokens: a table of all V^L states; NaN where it sees a mask.
+
+    Attributes:
+      path: MaskedPath(V).
+      sites: L.
+      table: [V^L] energies.
+      states: [V^L, L] the states in the order of the table.
+      partial: [(V + 1)^L, L] the states with masks too.
+    """
+
+    path: Any
+    sites: int
+    table: np.ndarray
+    states: np.ndarray
+    partial: np.ndarray
+
+    def __call__(self, x):
+        return self.energy_from(self.table, x)
+
+    def energy_from(self, table, x):
+        """E(x) with another table, which may be traced."""
+        vocab = self.path.vocab_size
+        index = jnp.sum(x * _like(vocab ** np.arange(self.sites)[::-1], x), axis=-1)
+        e = jnp.asarray(table, float)[jnp.clip(index, 0, len(self.states) - 1)]
+        return jnp.where(jnp.all((x >= 0) & (x < vocab), axis=-1), e, jnp.nan)
+
+    @property
+    def log_z(self):
+        return float(scipy.special.logsumexp(-self.table))
+
+    @property
+    def probabilities(self):
+        return np.exp(-self.table - self.log_z)
+
+    def exact_samples(self, n, seed=0):
+        rng = np.random.default_rng(seed)
+        return jnp.asarray(rng.choice(self.states, n, p=self.probabilities), jnp.int32)
+
+    def _terms(self, x):
+        wide = jnp.broadcast_to(jnp.asarray(self.states, x.dtype), (*x.shape[:-1], *self.states.shape))
+        agrees = jnp.all((x[..., None, :] == wide) | self.path.masked(x)[..., None, :], axis=-1)
+        return jnp.where(agrees, _like(-self.table, agrees), -jnp.inf)
+
+    def psi(self, x):
+        """log of the sum of exp(-E) over the completions of x [..., L]."""
+        return jax.nn.logsumexp(self._terms(x), axis=-1)
+
+    def g(self, x, t=None):
+        """log of the mean of exp(-E) over them."""
+        return self.psi(x) - jnp.sum(self.path.masked(x), axis=-1) * np.log(self.path.vocab_size)
+
+    def phi(self, x, t):
+        """log p~_t(x), t of the batch shape of x."""
+        hidden = jnp.sum(self.path.masked(x), axis=-1)
+        k = self.path.kappa(t)
+        xlogy = jax.scipy.special.xlogy
+        return xlogy(self.sites - hidden, k) + xlogy(hidden, 1 - k) + self.psi(x)
+
+    def denoiser(self, x, t=None):
+        """[..., L, V] the exact marginal denoiser."""
+        weights = jax.nn.softmax(self._terms(x), axis=-1)
+        one_hot = jax.nn.one_hot(jnp.asarray(self.states), self.path.vocab_size, dtype=float)
+        return jnp.einsum("...s,slv->...lv", weights, one_hot)
+
+    def random_denoiser(self, x, t):
+        """[N, L, V] some untrained denoiser, which depends on x and on t."""
+        vocab, size = self.path.vocab_size, self.sites
+        rng = np.random.default_rng(5)
+        w = jnp.asarray(rng.normal(size=(size, vocab + 1, size, vocab)), float)
+        h = jnp.einsum("nlv,lvmw->nmw", jax.nn.one_hot(x, vocab + 1, dtype=float), w)
+        p = jax.nn.softmax(0.7 * h + jnp.sin(3 * t)[:, None, None] * h[..., ::-1], axis=-1)
+        visible = jax.nn.one_hot(x, vocab, dtype=float)
+        return jnp.where(self.path.masked(x)[..., None], p, visible)
+
+
+def _like(values, x):
+    return jnp.broadcast_to(jnp.asarray(values), x.shape)
+
+
+@functools.cache
+def token_problem(vocab=3, sites=3, power=1.0, seed=0):
+    """A `TokenProblem` with standard normal energies; equal arguments give the same object."""
+    states = np.array(list(itertools.product(range(vocab), repeat=sites)), np.int32)
+    partial = np.array(list(itertools.product(range(vocab + 1), repeat=sites)), np.int32)
+    table = np.random.default_rng(seed).normal(size=len(states))
+    return TokenProblem(egm.paths.MaskedPath(vocab, power), sites, table, states, partial)
+
+
+# Processes.
+
+
+class ProcessCase(NamedTuple):
+    """A process, a problem on its path with log Z known, and numbers of steps to simulate it in.
+
+    Attributes:
+      problem: has `__call__` (E), `path`, `log_z`, `exact_samples`, and two generators: `denoiser`,
+        the exact one, and `random_denoiser`.
+      event: shape of a state.
+    """
+
+    process: Any
+    problem: Any
+    event: Any
+    num_steps: tuple[int, ...]
+
+
+def _on_tokens(process, num_steps, **options):
+    problem = token_problem(**options)
+    return ProcessCase(process(problem.path), problem, (problem.sites,), num_steps)
+
+
+PROCESSES = {
+    "JumpProcess": lambda: [
+        _on_tokens(egm.processes.JumpProcess, (1, 3, 10)),
+        _on_tokens(egm.processes.JumpProcess, (4,), vocab=2, sites=4, power=1.5),
+    ],
+    "AnyOrderProcess": lambda: [_on_tokens(egm.processes.AnyOrderProcess, (3,))],
+}
+
+
+# Energies.
+
+
+class EnergyCase(NamedTuple):
+    """An energy, states [N, *event] to evaluate it at, and the space of its states if it is small.
+
+    Attributes:
+      space: all states with quadrature weights, or None; with it `log_partition` and `sample` are
+        held to sums over the space.
+      features: [..., F] of a state, as in `PathCase`; where `space` is None, None.
+    """
+
+    energy: Any
+    states: Any
+    space: Space | None
+    features: Any
+
+
+def lattice_case(energy):
+    vocab, sites = energy.vocab_size, energy.event_shape[0]
+    rng = np.random.default_rng(0)
+    if vocab**sites > 1024:
+        return EnergyCase(energy, rng.integers(0, vocab, (6, sites), np.int32), None, None)
+    nodes = np.array(list(itertools.product(range(vocab), repeat=sites)), np.int32)
+    space = Space(nodes, np.zeros(len(nodes)), np.ones(len(nodes), bool))
+    return EnergyCase(energy, nodes[rng.permutation(len(nodes))[:6]], space, _indicators(nodes))
+
+
+ENERGIES = {
+    "Ising": lambda: [
+        lattice_case(egm.energies.Ising(2, 0.3)),
+        lattice_case(egm.energies.Ising(3, 0.4, coupling=-0.7, field=0.2)),
+        lattice_case(egm.energies.Ising(4, 0.44)),
+    ],
+}
+
+
+# Helpers of several tests.
+
+
+def max_z(samples, features, expected, second):
+    """Largest |z| of the mean features of N samples against exact means and second moments.
+
+    Features of variance zero must agree to 1e-6 and count as z = 0.
+    """
+    mean = np.asarray(jnp.mean(features(samples), axis=0), np.float64)
+    n = jax.tree.leaves(samples)[0].shape[0]
+    error = np.sqrt(np.maximum(second - expected**2, 0) / n)
+    certain = error < 1e-7
+    np.testing.assert_allclose(mean[certain], expected[certain], atol=1e-6)
+    return float(np.max(np.abs(mean - expected)[~certain] / error[~certain], initial=0.0))
+
+
+def exact_moments(space, log_density, features):
+    """(E f, E f^2) of the features under exp(log_density) on the space; also its total mass."""
+    p = np.exp(np.asarray(log_density, np.float64) + space.log_weights)
+    f = np.asarray(features(space.nodes), np.float64)
+    return p @ f, p @ f**2, p.sum()
+
+
+def take(tree, index):
+    """The states `index` along the leading axis of every leaf."""
+    return jax.tree.map(lambda a: a[index], tree)
+
+
