@@ -34,20 +34,19 @@ OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/ising", "Where the figur
 def settings(side: int, algorithm: str) -> tuple[iteration.IterationConfig, float, int]:
     """Sizes of an iteration, the peak learning rate and the number of iterations."""
     small = side <= 6
+    local = algorithm in ("weighted", "local_bootstrap")
     config = iteration.IterationConfig(
         num_simulated=500 if small else 150,
         buffer_size=5000 if small else 1500,
-        num_gradient_steps=100,
-        batch_size=128 if algorithm in ("weighted", "local_bootstrap") else 300,
+        # A bootstrap step evaluates the log-marginal network on batch_size * K states.
+        num_gradient_steps=10 if algorithm == "bootstrap" else 100,
+        batch_size=128 if local else 300,
         num_times=side**2,
         ema_decay=0.95 if algorithm in ("local_bootstrap", "bootstrap") else 0.99,
         weight_clip=5.0,
     )
-    return (
-        config,
-        4e-3,
-        {"weighted": 12 if small else max(30, 3 * side)}.get(algorithm, 20 if small else 60),
-    )
+    iterations = {"weighted": 12, "local_bootstrap": 20, "naive": 15, "bootstrap": 10}[algorithm]
+    return config, 4e-3, iterations if small else max(30, 3 * side)
 
 
 def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.Ising):

@@ -156,11 +156,9 @@ def report(key, energy, process, generator, history, output_dir, run):
     folder.mkdir(parents=True, exist_ok=True)
     figure(folder / "ising.png", title.strip(), energy, x, exact, history, results)
     results["total_seconds"] = time.time() - run["started"]
-    print(
-        f"\n{results['total_seconds']:.0f} s in all ({run['compile_seconds']:.0f} s of compilation, {train_seconds:.0f} s of training);",
-        end=" ",
-    )
-    print(f"wrote {folder / 'ising.png'} and {write_results(output_dir, results)}")
+    compiled, total = results["compile_seconds"], results["total_seconds"]
+    print(f"\n{total:.0f} s in all: {compiled:.0f} s compiling, {train_seconds:.0f} s training. Wrote")
+    print(f"{folder / 'ising.png'} and {write_results(output_dir, results)}")
 
 
 def figure(path, title, energy, x, exact, history, results):
