@@ -36,8 +36,7 @@ class Algorithm(Protocol):
         """Whether x_1 must be drawn by path weight (else uniformly from the buffer)."""
         ...
 
-    @property
-    def energy_evaluations(self) -> int:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
         """Energy evaluations for each example of a gradient step."""
         ...
 
@@ -87,10 +86,12 @@ class Weighted:
     rao_blackwell: bool = True
     draws_by_weight: bool = True
 
-    @property
-    def energy_evaluations(self) -> int:
-        """One an example: a call of the single-site conditionals."""
-        return int(self.rao_blackwell)
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
+        """Those of the conditional targets: one, or what the energy's `conditional_evaluations` says."""
+        if not self.rao_blackwell or not hasattr(energy, "single_site_conditionals"):
+            return 0
+        count = getattr(energy, "conditional_evaluations", lambda num_sites: 1)
+        return count(event_shape[-1])
 
     def generator(self, params: PyTree) -> ModelFn:
         """See `Algorithm`."""
@@ -123,8 +124,7 @@ class Naive:
     chunk_size: int | None = None
     draws_by_weight: bool = False
 
-    @property
-    def energy_evaluations(self) -> int:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
         """K an example."""
         return self.num_samples
 
@@ -178,8 +178,7 @@ class Bootstrap:
     chunk_size: int | None = None
     draws_by_weight: bool = False
 
-    @property
-    def energy_evaluations(self) -> int:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
         """K an example, most of them unused (r < 1): -E is evaluated beside g."""
         return self.num_samples
 
@@ -227,8 +226,7 @@ class LocalBootstrap:
     apply: Apply
     draws_by_weight: bool = True
 
-    @property
-    def energy_evaluations(self) -> int:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
         """V an example, used where one masked site is left."""
         return self.path.vocab_size
 
@@ -244,7 +242,8 @@ class LocalBootstrap:
         target = bootstrap.one_site_target(k_site, g, self.path, x_t, t)
         prediction = self.apply(params, x_t, t)
         # The target is exact given the target parameters: no mean of an exponential is being estimated.
-        loss = losses.log_marginal_loss(target, prediction, ~self.path.determined(x_t), _squared)
+        # States without masks count too: the read-off of the last masked site is from g at those.
+        loss = losses.log_marginal_loss(target, prediction, None, _squared)
         return loss, {}
 
 

@@ -66,7 +66,12 @@ def add(buffer: Buffer, items: Any, valid: Array | None = None) -> Buffer:
     came = jax.tree.map(lambda a: a.shape[1:], items)
     if shapes != came:
         raise ValueError(f"items have shapes {came} without their leading axis, the buffer holds {shapes}")
-    n = jax.tree.leaves(items)[0].shape[0]
+    sizes = sorted({a.shape[0] for a in jax.tree.leaves(items)})
+    if len(sizes) > 1:
+        raise ValueError(f"items must share their leading size, got {sizes}")
+    n = sizes[0]
+    if valid is not None and valid.shape != (n,):
+        raise ValueError(f"valid must have shape ({n},), got {valid.shape}")
     if n > capacity:
         raise ValueError(f"items must be at most the capacity {capacity}, got {n}")
     valid = jnp.ones(n, bool) if valid is None else valid
@@ -86,7 +91,8 @@ def draw(probabilities: Array, uniforms: Array) -> Array:
     Stratified uniforms, (i + u_i)/B, give a stratified sample. Places of probability zero are never
     drawn, unless all are.
     """
-    cumulative = jnp.cumsum(probabilities)
+    # A partial sum may round up where nothing is added; a place of zero must not gain by that.
+    cumulative = jax.lax.cummax(jnp.where(probabilities > 0, jnp.cumsum(probabilities), 0))
     index = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
     last = jnp.max(jnp.where(probabilities > 0, jnp.arange(probabilities.shape[0]), 0))
     return jnp.minimum(index, last)

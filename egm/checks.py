@@ -100,6 +100,13 @@ def time_pair(t: Any, r: Any, batch_shape: tuple[int, ...]) -> tuple[jax.Array, 
     return t_checked, r_checked
 
 
+def time_order(t: Any, r: Any) -> None:
+    """Raises ValueError where concrete times have t > r (equal ones are no noise at all)."""
+    t_value, r_value = concrete(t), concrete(r)
+    if t_value is not None and r_value is not None and np.any(t_value > r_value):
+        raise ValueError(f"t must not be above r, got t = {t_value} and r = {r_value}")
+
+
 def model_output(out: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
     """What a user's function returned, as a floating array; raises unless it has the expected shape."""
     if not hasattr(out, "shape"):

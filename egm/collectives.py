@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 
@@ -24,8 +25,22 @@ def pmax(x: Any, axis_name: str | None) -> Any:
 
 
 def all_gather(x: Any, axis_name: str | None) -> Any:
-    """Shards concatenated along their leading axis; `x` itself without an axis name."""
-    return x if axis_name is None else lax.all_gather(x, axis_name, tiled=True)
+    """Shards concatenated along their leading axis; `x` itself without an axis name.
+
+    As a sum of shards padded with zeros: unlike `lax.all_gather`, its result is known to be the same
+    on all devices, which `jax.shard_map` asks of what is returned as replicated.
+    """
+    if axis_name is None:
+        return x
+    size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
+
+    def gather(a):
+        n = a.shape[0]
+        whole = jnp.zeros((size * n, *a.shape[1:]), jnp.int8 if a.dtype == bool else a.dtype)
+        whole = lax.dynamic_update_slice_in_dim(whole, a.astype(whole.dtype), index * n, axis=0)
+        return lax.psum(whole, axis_name).astype(a.dtype)
+
+    return jax.tree.map(gather, x)
 
 
 def axis_index(axis_name: str | None) -> jax.Array | int:

@@ -79,7 +79,7 @@ def clipped_probabilities(log_weights: Array, clip: float | None) -> tuple[Array
     num_positive = jnp.sum(weights > 0)
     kept = jnp.minimum(weights, clip / jnp.maximum(num_positive, 1))
     total = jnp.sum(kept)
-    clipped_mass = jnp.where(num_positive > 0, 1.0 - total, 0.0)
+    clipped_mass = jnp.where(num_positive > 0, jnp.maximum(1.0 - total, 0.0), 0.0)
     return kept / jnp.where(total > 0, total, 1.0), clipped_mass
 
 

@@ -198,7 +198,9 @@ def make_iteration(
         )
         evaluations = state.num_energy_evaluations + (
             config.num_simulated
-            + config.num_gradient_steps * config.batch_size * algorithm.energy_evaluations
+            + config.num_gradient_steps
+            * config.batch_size
+            * algorithm.energy_evaluations(energy, event_shape)
         )
         report = jax.tree.map(jnp.mean, history) | summary._asdict()
         report |= {

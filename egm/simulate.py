@@ -97,11 +97,14 @@ def path_log_weights(energy: Energy, path: Path, trajectory: Trajectory) -> Arra
       trajectory: from `simulate` (or `simulate_reverse`).
 
     Returns:
-      [N]; NaN and +inf mark invalid ones, which `egm.importance` counts and gives weight zero.
+      [N]; NaN and +inf mark invalid ones, which `egm.importance` counts and gives weight zero. NaN
+      where x_1 is no data: a mask is left because the steps were too few.
     """
     n = trajectory.log_ratio.shape
-    e = checks.model_output(energy(path.data_state(trajectory.x_1)), "energy", n)
-    return trajectory.log_ratio - e - path.prior_log_density(trajectory.x_0)
+    data = path.data_state(trajectory.x_1)
+    e = checks.model_output(energy(data), "energy", n)
+    log_weights = trajectory.log_ratio - e - path.prior_log_density(trajectory.x_0)
+    return jnp.where(_same(trajectory.x_1, data), log_weights, jnp.nan)
 
 
 def _prepare(key: Key, process: Process, x: State, times: Array, name: str):
@@ -115,6 +118,15 @@ def _prepare(key: Key, process: Process, x: State, times: Array, name: str):
     if value is not None and not (np.all(np.diff(value) > 0) and 0 <= value[0] and value[-1] <= 1):
         raise ValueError(f"times must increase strictly within [0, 1], got {value}")
     return jax.tree.map(jnp.asarray, x), times, random.example_keys(key, batch[0])
+
+
+def _same(x: State, data: State) -> Array:
+    """[N] bool, whether all values agree; a NaN agrees with anything, as it shows by itself."""
+
+    def agree(a, b):
+        return jnp.all(((a == b) | (a != a)).reshape(a.shape[0], -1), axis=-1)
+
+    return jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(agree, x, data))), axis=0)
 
 
 def _step_keys(keys: Array, index: Array) -> Array:

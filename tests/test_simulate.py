@@ -189,10 +189,12 @@ def test_any_grid_gives_exact_weights():
 
 
 def test_masks_left_at_the_end_are_no_sample():
-    """Fewer steps than sites leave masks; such a state has no energy and must not weigh anything."""
+    """Fewer steps than sites leave masks: states without an energy, which must be told and not weigh."""
     path, log_w = run(ANY, RANDOM, 2, 64)
     assert np.all(np.any(path.x_1 == PATH.mask_token, axis=-1))
-    assert egm.importance.snis(log_w).ess == 0
+    summary = metrics.summarize(log_w)
+    assert summary.num_nonfinite == 64
+    assert summary.ess == 0
 
 
 def test_a_generator_of_nan_makes_invalid_weights():

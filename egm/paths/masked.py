@@ -110,7 +110,9 @@ class MaskedPath:
 
     def noise(self, key: Key, x_r: Array, r: Array, t: Array) -> Array:
         """x_t ~ p_{t|r}(. | x_r): a visible site stays with probability kappa_t / kappa_r."""
+        checks.key_array(key)
         batch = self.batch_shape(x_r, "x_r")
+        checks.time_order(t, r)
         t, r = checks.time(t, "t", batch), checks.time(r, "r", batch)
         keep = jax.random.uniform(key, x_r.shape) < self._ratio(t, r)[..., None]
         return jnp.where(keep, x_r, self.vocab_size)
@@ -133,6 +135,7 @@ class MaskedPath:
         Visible sites stay; a masked one stays masked with probability 1/(1 + V(1 - kappa_t/kappa_r))
         (0 at r = 1), else shows a uniform token.
         """
+        checks.key_array(key)
         checks.positive_int(num_samples, "num_samples")
         to_data = _is_one(r)
         t, r = self._pair(x_t, t, r)
