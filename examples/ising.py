@@ -34,19 +34,17 @@ OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/ising", "Where the figur
 def settings(side: int, algorithm: str) -> tuple[iteration.IterationConfig, float, int]:
     """Sizes of an iteration, the peak learning rate and the number of iterations."""
     small = side <= 6
-    local = algorithm in ("weighted", "local_bootstrap")
     config = iteration.IterationConfig(
         num_simulated=500 if small else 150,
         buffer_size=5000 if small else 1500,
-        # A bootstrap step evaluates the log-marginal network on batch_size * K states.
-        num_gradient_steps=10 if algorithm == "bootstrap" else 100,
-        batch_size=128 if local else 300,
+        num_gradient_steps=100,
+        batch_size=300 if algorithm == "naive" else 128,
         num_times=side**2,
         ema_decay=0.95 if algorithm in ("local_bootstrap", "bootstrap") else 0.99,
         weight_clip=5.0,
     )
-    iterations = {"weighted": 12, "local_bootstrap": 20, "naive": 15, "bootstrap": 10}[algorithm]
-    return config, 4e-3, iterations if small else max(30, 3 * side)
+    iterations = {"weighted": 12, "local_bootstrap": 20, "naive": 10, "bootstrap": 6}[algorithm]
+    return config, 4e-3, iterations if small else 60
 
 
 def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.Ising):
@@ -63,6 +61,8 @@ def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.I
     if name == "naive":
         algorithm = algorithms.Naive(path, head, denoiser.apply, NUM_SAMPLES.value)
         return algorithm, lambda k: denoiser.init(k, x, t)
+    # A bootstrap step evaluates g on batch_size * K states: a small network.
+    log_marginal = networks.MLPLogMarginal(2, width=128, depth=2, skip=lambda x: -energy.revealed_energy(x))
     algorithm = algorithms.Bootstrap(
         path, head, denoiser.apply, log_marginal.apply, NUM_SAMPLES.value, step=0.01
     )
