@@ -7,7 +7,9 @@ has a process of its own, in which its peer runs in turns with it: `einsum` draw
 randint, materialises their one-hot and contracts it with softmax(-E). `mse` is that of the target's
 denoiser at masked sites against the exact posterior (clamped transfer matrix), with the exact g where a
 network would be used: the error of the estimate alone, zero for the local forms (where K is the peer's).
-`equal_ms` is the time scaled by 1/K to an mse of 1e-3, to compare with `ms` of the local forms.
+`equal_ms` is the time scaled by 1/K to an mse of 1e-3, to compare with `ms` of the local forms: a lower
+bound, since with most sites masked the error falls slower. jaxlib 0.10 sums slowly on a CPU from B L V =
+16384 on (not jaxlib 0.12, nor XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=).
 """
 
 import importlib.util
@@ -24,9 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from egm import algorithms, bootstrap, losses, networks, random
+from egm import algorithms, bootstrap, estimate, losses, networks, random
 from egm.energies.ising import Ising
-from egm.estimators import estimate
 from egm.paths.masked import MaskedPath
 
 FLAGS = flags.FLAGS
@@ -35,11 +36,10 @@ flags.DEFINE_bool("quick", False, "Only K <= 1000 and sides <= 5.")
 flags.DEFINE_bool("torch", False, "Add the naive step against the estimate alone in PyTorch.")
 flags.DEFINE_string("output_dir", "/tmp/egm_step", "Where results.json goes.")
 flags.DEFINE_string("case", None, "One case as JSON, set by the parent process.")
-
 PATH = MaskedPath(2)
 BATCH, BETA, STEP = 300, 0.4, 0.01  # B, the inverse temperature, h = r - t of the bootstrap
 HEAD = losses.DenoiserHead(PATH)
-DENOISER, LOG_MARGINAL = networks.MLPDenoiser(2), networks.MLPLogMarginal(2)
+NETS = {"generator": networks.MLPDenoiser(2), "log_marginal": networks.MLPLogMarginal(2)}
 
 
 def exact_g(energy):
@@ -68,10 +68,10 @@ def einsum_estimate(key, energy, x_t, num_samples):
 
 
 def make(case, energy, params):
-    apply, apply_g = DENOISER.apply, LOG_MARGINAL.apply
+    apply, apply_g = (net.apply for net in NETS.values())
     size = {"num_samples": case["K"], "chunk_size": case.get("chunk")}
 
-    def einsum_loss(keys, p, target_params, x_1, t, energy):
+    def einsum_loss(keys, p, _, x_1, t, energy):
         x_t = random.per_example(PATH.sample, keys, x_1, t)
         target = einsum_estimate(keys[0], energy, x_t, case["K"])
         return HEAD.divergence(target, apply(p, x_t, t), x_t), {}
@@ -112,17 +112,16 @@ def torch_estimate(case, energy, x_t):
     x = torch.where(x_t == 2, torch.randint(0, 2, (case["K"], *x_t.shape)), x_t)
     s = (2.0 * x - 1).reshape(*x.shape[:2], energy.side, energy.side)
     bonds = (s * (s.roll(1, -1) + s.roll(1, -2))).sum((-1, -2))
-    weights = torch.softmax(energy.inverse_temperature * bonds, 0)
-    return torch.einsum("kb,kblv->blv", weights, torch.nn.functional.one_hot(x, 2).float())
+    one_hot = torch.nn.functional.one_hot(x, 2).float()
+    return torch.einsum("kb,kblv->blv", torch.softmax(BETA * bonds, 0), one_hot)
 
 
 def accuracy(case, energy, x_t, t):
     g, fn, r = exact_g(energy), bootstrap.terminal(energy), jnp.ones_like(t)
-    exact = jax.jit(bootstrap.LocalGenerator(PATH, g))
     if case["name"] == "bootstrap":
         fn, r = bootstrap.boundary(energy, g, PATH), bootstrap.intermediate_time(t, STEP)
     run = lambda key, x, t, r: estimate(key, PATH, fn, x, t, r, num_samples=case["K"], chunk_size=128)
-    errors = jax.jit(run)(jax.random.key(4), x_t, t, r).generator - exact(x_t, t)
+    errors = jax.jit(run)(jax.random.key(4), x_t, t, r).generator - bootstrap.LocalGenerator(PATH, g)(x_t, t)
     return float(jnp.mean(errors[..., 1] ** 2, where=PATH.masked(x_t)))
 
 
@@ -131,8 +130,7 @@ def run_case(case):
     keys = jax.random.split(jax.random.key(0), 4)
     x_1, t = energy.sample(keys[0], BATCH), jax.random.uniform(keys[1], (BATCH,))
     x_t = random.per_example(PATH.sample, random.example_keys(keys[2], len(t)), x_1, t)
-    init = lambda net: net.init(keys[3], x_t, t)
-    params = {"generator": init(DENOISER), "log_marginal": init(LOG_MARGINAL)}
+    params = {name: net.init(keys[3], x_t, t) for name, net in NETS.items()}
 
     def compiled(name):
         step, own = make({**case, "name": name}, energy, params)
@@ -145,16 +143,15 @@ def run_case(case):
     own()
     out = {"peak_mb": (peak_bytes() - before) / 2**20, "temp_mb": memory.temp_size_in_bytes / 2**20}
     peer = compiled("einsum")[0] if case.get("peer") == "einsum" else lambda: None
-    if case.get("peer") == "torch":
-        peer = lambda: torch_estimate(case, energy, x_t)
+    peer = peer if case.get("peer") != "torch" else lambda: torch_estimate(case, energy, x_t)
     peer()
     times, start = [], time.perf_counter()
     while len(times) < 3 or time.perf_counter() - start < FLAGS.seconds:
         ticks = [time.perf_counter(), own(), time.perf_counter(), peer(), time.perf_counter()]
         times.append(np.diff(ticks[::2]))
     own_times, peer_times = np.array(times).T
-    ratio = {"ratio": float(np.median(own_times / peer_times))} if case.get("peer") else {}
-    out |= {"ms": 1e3 * float(np.median(own_times)), **ratio}
+    out["ms"] = 1e3 * float(np.median(own_times))
+    out["ratio"] = float(np.median(own_times / peer_times)) if case.get("peer") else ""
     if case.get("accuracy"):
         out["mse"] = accuracy(case, energy, x_t, t)
         out["equal_ms"] = out["ms"] * out["mse"] / 1e-3
@@ -189,13 +186,13 @@ def main(argv):
     rows, command = [], [sys.executable, *sys.argv]
     for case in cases():
         done = subprocess.run([*command, f"--case={json.dumps(case)}"], stdout=subprocess.PIPE, text=True)
-        if done.returncode:  # out of memory, say: its message is on stderr
-            continue
+        if done.returncode:
+            continue  # out of memory, say; the child's stderr is ours
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         cells = [rows[-1].get(c, "") for c in columns]
         print("|".join(["", *(f"{c:.3g}" if isinstance(c, float) else str(c) for c in cells), ""]))
-        record = {"jax": jax.__version__, "batch": BATCH, "rows": rows}
-        pathlib.Path(FLAGS.output_dir, "results.json").write_text(json.dumps(record, indent=1))
+        record = json.dumps({"jax": jax.__version__, "batch": BATCH, "rows": rows}, indent=1)
+        pathlib.Path(FLAGS.output_dir, "results.json").write_text(record)
 
 
 if __name__ == "__main__":

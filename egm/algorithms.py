@@ -121,7 +121,7 @@ class Naive:
     head: losses.DenoiserHead
     apply: Apply
     num_samples: int = 1000
-    chunk_size: int | None = None
+    chunk_size: int | None = 256
     draws_by_weight: bool = False
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
@@ -175,7 +175,7 @@ class Bootstrap:
     apply_log_marginal: Apply
     num_samples: int = 1000
     step: float = 0.01
-    chunk_size: int | None = None
+    chunk_size: int | None = 1024
     draws_by_weight: bool = False
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:

@@ -67,9 +67,7 @@ def test_boundary(x64):
 
 def test_terminal():
     states = jnp.asarray(PROBLEM.states)
-    np.testing.assert_array_equal(
-        bootstrap.terminal(PROBLEM)(states, jnp.ones(27)), -PROBLEM(states)
-    )
+    np.testing.assert_array_equal(bootstrap.terminal(PROBLEM)(states, jnp.ones(27)), -PROBLEM(states))
 
 
 def test_gradients_are_finite_through_both_branches():

@@ -76,9 +76,7 @@ def test_it_holds_the_last_valid_items(batches):
 
 def test_counts_do_not_overflow():
     """num_added stays below 3 C - 1 + C however long it runs, and the order goes on."""
-    fill = jax.jit(
-        lambda b, i: (buffers.add(b, {"x": jnp.full((3, 2), i), "w": jnp.zeros(3)}), b.num_added)
-    )
+    fill = jax.jit(lambda b, i: (buffers.add(b, {"x": jnp.full((3, 2), i), "w": jnp.zeros(3)}), b.num_added))
     buffer, counts = jax.lax.scan(fill, buffers.init(4, EXAMPLE), jnp.arange(1000, dtype=jnp.int32))
     assert np.max(counts) < 8
     assert sorted(held(buffer)) == [998, 999, 999, 999]

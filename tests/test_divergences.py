@@ -147,9 +147,7 @@ def test_denoiser_head(x64):
     p = head.generator(logits, x)
     np.testing.assert_allclose(jnp.sum(p, -1), 1)
     np.testing.assert_allclose(jnp.where(x[..., None] < 3, p, 0), jax.nn.one_hot(x, 3))
-    loss, gradient = jax.value_and_grad(lambda l: jnp.sum(head.divergence(problem.denoiser(x), l, x)))(
-        logits
-    )
+    loss, gradient = jax.value_and_grad(lambda l: jnp.sum(head.divergence(problem.denoiser(x), l, x)))(logits)
     assert np.isfinite(loss)
     assert np.all(np.asarray(gradient)[np.asarray(x) < 3] == 0)
     each = head.divergence(problem.denoiser(x), logits, x)

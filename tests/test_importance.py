@@ -12,9 +12,7 @@ from jax.sharding import PartitionSpec as P
 from egm import importance
 
 LOG_W = np.array([0.3, -2.0, 1.7, -np.inf, 0.0])
-numbers = st.one_of(
-    st.floats(-50, 50, width=32), st.sampled_from([-np.inf, np.inf, np.nan, -1e30, 80.0])
-)
+numbers = st.one_of(st.floats(-50, 50, width=32), st.sampled_from([-np.inf, np.inf, np.nan, -1e30, 80.0]))
 
 
 def reference(log_w):
@@ -79,8 +77,7 @@ def _batch(log_w, values):
 def _stream(log_w, values, chunk_of, order):
     """Four chunks, of which some may be empty, merged in the given order, once as a tree."""
     records = [
-        importance.running_chunk(log_w[:, None], values[:, None], (chunk_of == c)[:, None])
-        for c in range(4)
+        importance.running_chunk(log_w[:, None], values[:, None], (chunk_of == c)[:, None]) for c in range(4)
     ]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *records)
     a, b, c, d = (jax.tree.map(lambda leaf: leaf[order[i]], stacked) for i in range(4))  # noqa: B023

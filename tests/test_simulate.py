@@ -58,9 +58,9 @@ def test_any_order_with_the_exact_denoiser_is_exact():
     np.testing.assert_allclose([summary.log_z, summary.elbo], PROBLEM.log_z, atol=1e-5)
     assert summary.log_z_error < 1e-3
     assert summary.num_nonfinite == 0
-    back = jax.jit(
-        lambda x: egm.simulate_reverse(KEY, ANY, EXACT, x, ANY.times(3))
-    )(PROBLEM.exact_samples(500))
+    back = jax.jit(lambda x: egm.simulate_reverse(KEY, ANY, EXACT, x, ANY.times(3)))(
+        PROBLEM.exact_samples(500)
+    )
     assert np.all(back.x_0 == PATH.mask_token)
     eubo, error = metrics.evidence_upper_bound(egm.path_log_weights(PROBLEM, PATH, back))
     np.testing.assert_allclose(eubo, PROBLEM.log_z, atol=1e-5)
@@ -85,9 +85,9 @@ def test_bounds_from_both_sides(process, steps):
     """ELBO < log Z < EUBO for an untrained denoiser, by their standard errors."""
     _, log_w = run(process, RANDOM, steps)
     summary = metrics.summarize(log_w)
-    back = jax.jit(
-        lambda x: egm.simulate_reverse(KEY, process, RANDOM, x, process.times(steps))
-    )(PROBLEM.exact_samples(N))
+    back = jax.jit(lambda x: egm.simulate_reverse(KEY, process, RANDOM, x, process.times(steps)))(
+        PROBLEM.exact_samples(N)
+    )
     eubo, error = metrics.evidence_upper_bound(egm.path_log_weights(PROBLEM, PATH, back))
     assert eubo - 4 * error > PROBLEM.log_z > summary.elbo + 4 * np.std(log_w) / np.sqrt(N)
     assert abs(summary.log_z - PROBLEM.log_z) < 4 * summary.log_z_error
@@ -120,9 +120,9 @@ def test_states_and_their_ratios(process):
 
 
 def test_reverse_states_are_in_the_order_of_time():
-    path = jax.jit(
-        lambda x: egm.simulate_reverse(KEY, JUMP, RANDOM, x, JUMP.times(4), save_states=True)
-    )(PROBLEM.exact_samples(64))
+    path = jax.jit(lambda x: egm.simulate_reverse(KEY, JUMP, RANDOM, x, JUMP.times(4), save_states=True))(
+        PROBLEM.exact_samples(64)
+    )
     np.testing.assert_array_equal(path.states[0], path.x_0)
     np.testing.assert_array_equal(path.states[-1], path.x_1)
     assert np.all(path.x_0 == PATH.mask_token)

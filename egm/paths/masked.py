@@ -112,8 +112,9 @@ class MaskedPath:
         """x_t ~ p_{t|r}(. | x_r): a visible site stays with probability kappa_t / kappa_r."""
         checks.key_array(key)
         batch = self.batch_shape(x_r, "x_r")
-        checks.time_order(t, r)
+        given = t, r
         t, r = checks.time(t, "t", batch), checks.time(r, "r", batch)
+        checks.time_order(*given)
         keep = jax.random.uniform(key, x_r.shape) < self._ratio(t, r)[..., None]
         return jnp.where(keep, x_r, self.vocab_size)
 
