@@ -1,6 +1,6 @@
 """The algorithms of EGM as losses over one batch of terminal states; the outer loop is `iteration`.
 
-Each is a frozen dataclass with `generator(params)`, what a process simulates, and
+Each is a frozen dataclass with `generator(params, energy)`, what a process simulates, and
 `loss(keys, params, target_params, x_1, t, energy)` [B] on x_t ~ p_{t|1}(. | x_1).
 
 Source: EGM (arXiv 2505.19646); the weighted conditional loss is close to the objective of the masked
@@ -36,12 +36,15 @@ class Algorithm(Protocol):
         """Whether x_1 must be drawn by path weight (else uniformly from the buffer)."""
         ...
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
-        """Energy evaluations for each example of a gradient step."""
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+        """Energy evaluations for each simulated state (beside its own) and each training example."""
         ...
 
-    def generator(self, params: PyTree) -> ModelFn:
-        """The marginal generator that `params` stand for, in the path's form."""
+    def generator(self, params: PyTree, energy: Energy) -> ModelFn:
+        """The marginal generator that `params` stand for, in the path's form.
+
+        The energy is that of the boundary of phi; algorithms that learn a generator do not need it.
+        """
         ...
 
     def loss(
@@ -86,15 +89,16 @@ class Weighted:
     rao_blackwell: bool = True
     draws_by_weight: bool = True
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
         """Those of the conditional targets: one, or what the energy's `conditional_evaluations` says."""
         if not self.rao_blackwell or not hasattr(energy, "single_site_conditionals"):
-            return 0
+            return 0, 0
         count = getattr(energy, "conditional_evaluations", lambda num_sites: 1)
-        return count(event_shape[-1])
+        return 0, count(event_shape[-1])
 
-    def generator(self, params: PyTree) -> ModelFn:
+    def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
+        del energy
         return lambda x, t: self.head.generator(self.apply(params, x, t), x)
 
     def loss(self, keys, params, target_params, x_1, t, energy):
@@ -124,12 +128,13 @@ class Naive:
     chunk_size: int | None = 256
     draws_by_weight: bool = False
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
-        """K an example."""
-        return self.num_samples
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+        """K a training example."""
+        return 0, self.num_samples
 
-    def generator(self, params: PyTree) -> ModelFn:
+    def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
+        del energy
         return lambda x, t: self.head.generator(self.apply(params, x, t), x)
 
     def loss(self, keys, params, target_params, x_1, t, energy):
@@ -178,12 +183,13 @@ class Bootstrap:
     chunk_size: int | None = 1024
     draws_by_weight: bool = False
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
-        """K an example, most of them unused (r < 1): -E is evaluated beside g."""
-        return self.num_samples
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+        """K a training example, an upper bound: most have r < 1."""
+        return 0, self.num_samples
 
-    def generator(self, params: PyTree) -> ModelFn:
+    def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
+        del energy
         return lambda x, t: self.head.generator(self.apply(params["generator"], x, t), x)
 
     def loss(self, keys, params, target_params, x_1, t, energy):
@@ -226,13 +232,14 @@ class LocalBootstrap:
     apply: Apply
     draws_by_weight: bool = True
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> int:
-        """V an example, used where one masked site is left."""
-        return self.path.vocab_size
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+        """V for the last masked site, and at most V a training example."""
+        return self.path.vocab_size, self.path.vocab_size
 
-    def generator(self, params: PyTree) -> ModelFn:
-        """See `Algorithm`."""
-        return bootstrap.LocalGenerator(self.path, lambda x, t: self.apply(params, x, t))
+    def generator(self, params: PyTree, energy: Energy) -> ModelFn:
+        """See `Algorithm`; where one mask is left the energy itself gives the denoiser."""
+        g = bootstrap.relative_boundary(energy, lambda x, t: self.apply(params, x, t), self.path)
+        return bootstrap.LocalGenerator(self.path, g)
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""
@@ -242,8 +249,7 @@ class LocalBootstrap:
         target = bootstrap.one_site_target(k_site, g, self.path, x_t, t)
         prediction = self.apply(params, x_t, t)
         # The target is exact given the target parameters: no mean of an exponential is being estimated.
-        # States without masks count too: the read-off of the last masked site is from g at those.
-        loss = losses.log_marginal_loss(target, prediction, None, _squared)
+        loss = losses.log_marginal_loss(target, prediction, ~self.path.determined(x_t), _squared)
         return loss, {}
 
 

@@ -14,7 +14,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from egm import checks, importance, random
+from egm import checks, collectives, importance, random
 from egm.typing import Array, Energy, Key, ModelFn, Path, State
 
 
@@ -41,7 +41,8 @@ def terminal(energy: Energy) -> ModelFn:
 def relative_boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
     """g(x, t), with -E(x) in its place wherever x_1 is known: at t = 1, or with no mask left.
 
-    Both branches stay finite for gradients, and E never sees a mask.
+    Both branches stay finite for gradients, E never sees a mask, and is evaluated only in calls in which
+    it stands somewhere.
 
     Args:
       energy: E, with `[N] = energy(x)`.
@@ -56,7 +57,13 @@ def relative_boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
         known = (t >= 1) | path.determined(x)
         frozen = jax.lax.stop_gradient(x)
         data = path.data_state(jax.tree.map(lambda a, b: jnp.where(_expand(known, a), a, b), x, frozen))
-        at_boundary = -checks.model_output(energy(data), "energy", t.shape)
+
+        def evaluate(states):
+            return -checks.model_output(energy(states), "energy", t.shape)
+
+        like = jax.eval_shape(evaluate, data)
+        skipped = collectives.varying_like(jnp.zeros(like.shape, like.dtype), like)
+        at_boundary = jax.lax.cond(jnp.any(known), evaluate, lambda _: skipped, data)
         inside = checks.model_output(g(x, t), "g", t.shape)
         return jnp.where(known, at_boundary, inside)
 

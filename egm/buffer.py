@@ -19,7 +19,8 @@ class Buffer(NamedTuple):
 
     Attributes:
       items: pytree of [C, ...].
-      num_added: int32, valid items added since the start; item j sits at j modulo C.
+      num_added: int32, valid items added since the start, folded into [C, 2C) once the buffer is full;
+        the next one goes to num_added modulo C.
     """
 
     items: Any

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from egm import buffer as buffers
@@ -19,6 +20,9 @@ from egm import checks, collectives, importance, metrics, random, training
 from egm.algorithms import Algorithm, Tempered
 from egm.simulate import path_log_weights, simulate
 from egm.typing import Array, Energy, Key, Process, PyTree, State
+
+_SCALES = np.linspace(0.0, 1.0, 201, dtype=np.float32)[1:] ** 2
+"""The scales that annealing tries, finer towards zero."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +139,7 @@ def make_iteration(
         shapes = jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape))
         scalar = jnp.zeros(())
         items = buffers.init(config.buffer_size, Item(shapes, scalar, scalar))
-        scale = jnp.ones(()) if config.ess_target is None else jnp.zeros(())
+        scale = jnp.ones(()) if config.ess_target is None else jnp.asarray(_SCALES[0])
         return IterationState(training.init_train_state(params, optimizer), items, scale, jnp.zeros(()))
 
     def step(
@@ -152,7 +156,7 @@ def make_iteration(
         prior_keys = random.example_keys(k_prior, n_here, axis_name)
         x_0 = jax.vmap(lambda k: path.sample_prior(k, event_shape))(prior_keys)
         simulate_keys = random.example_keys(k_simulate, n_here, axis_name)
-        generator = algorithm.generator(state.train.ema_params)
+        generator = algorithm.generator(state.train.ema_params, Tempered(bound, state.scale))
         trajectory = simulate(simulate_keys, process, generator, x_0, process.times(config.num_times))
         log_weights = path_log_weights(bound, path, trajectory)
         log_path = trajectory.log_ratio - path.prior_log_density(x_0)
@@ -196,11 +200,11 @@ def make_iteration(
             state.train,
             jax.random.split(k_train, config.num_gradient_steps),
         )
-        evaluations = state.num_energy_evaluations + (
-            config.num_simulated
-            + config.num_gradient_steps
-            * config.batch_size
-            * algorithm.energy_evaluations(energy, event_shape)
+        per_simulated, per_example = algorithm.energy_evaluations(energy, event_shape)
+        evaluations = (
+            state.num_energy_evaluations
+            + config.num_simulated * (1 + per_simulated)
+            + config.num_gradient_steps * config.batch_size * per_example
         )
         report = jax.tree.map(jnp.mean, history) | summary._asdict()
         report |= {
@@ -236,10 +240,11 @@ def _anneal(buffer: buffers.Buffer, scale: Array, config: IterationConfig) -> tu
     if config.ess_target is None:
         here = ess(scale)
         return scale, here, jnp.zeros(())
-    grid = jnp.linspace(0.0, 1.0, 201)[1:] ** 2
+    grid = jnp.asarray(_SCALES)
     values = jax.lax.map(ess, grid, batch_size=25)
     meets = values >= config.ess_target
-    best = jnp.where(jnp.any(meets), jnp.max(jnp.where(meets, jnp.arange(200), -1)), jnp.argmax(values))
+    last = jnp.max(jnp.where(meets, jnp.arange(grid.size), -1))
+    best = jnp.where(last >= 0, last, jnp.argmax(values))
     return grid[best], values[best], 1.0 - jnp.any(meets)
 
 

@@ -28,9 +28,12 @@ def example_keys(key: jax.Array, batch_size: int, axis_name: str | None = None) 
       [B] keys.
 
     Raises:
-      TypeError: `key` is not a typed PRNG key. ValueError: it has another shape than () or (B,).
+      TypeError: `key` is not a typed PRNG key. ValueError: it has another shape than () or (B,), or is
+        of an "rbg" kind, whose numbers depend on how the keys are laid out.
     """
     checks.key_array(key)
+    if "rbg" in str(jax.random.key_impl(key)):
+        raise ValueError(f"key must be of a kind such as 'threefry2x32', got {jax.random.key_impl(key)}")
     if key.shape == (batch_size,):
         return key
     if key.shape != ():

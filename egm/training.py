@@ -75,7 +75,7 @@ def make_train_step(
         grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
         (loss, metrics), grads = grad_fn(state.params, state.ema_params, key, batch)
         grads = collectives.pmean(grads, axis_name)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

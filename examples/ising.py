@@ -94,7 +94,7 @@ def main(_):
         k_report,
         energy,
         process,
-        algorithm.generator(state.train.ema_params),
+        algorithm.generator(state.train.ema_params, energy),
         history,
         OUTPUT_DIR.value,
         {

@@ -2,9 +2,10 @@
 
 import os
 
-_EIGHT_DEVICES = "--xla_force_host_platform_device_count=8"
-if _EIGHT_DEVICES not in os.environ.get("XLA_FLAGS", "").split():
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_EIGHT_DEVICES}".strip()
+# Eight CPU devices; little optimisation, since a test compiles for longer than it runs.
+for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+    if _flag not in os.environ.get("XLA_FLAGS", "").split():
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 

@@ -29,6 +29,7 @@ LAYERS = [
     ["egm.buffer"],
     ["egm.training"],
     ["egm.algorithms"],
+    ["egm.iteration"],
     ["egm.checkpoint"],
     ["egm"],
     ["energymatch.schedules"],

@@ -128,7 +128,10 @@ class AnyOrderProcess:
         return jnp.where(here, self.path.mask_token, x_r)
 
     def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
-        """[N] log backward - log forward of a given pair; -inf or +inf where no step joins them."""
+        """[N] log backward - log forward of a given pair.
+
+        0 where x_t = x_r (a state without masks stays), -inf where no other step joins them.
+        """
         t, r = checks.time_pair(t, r, self.path.batch_shape(x_t, "x_t"))
         changed = x_t != x_r
         count = jnp.sum(changed, axis=-1)
