@@ -40,16 +40,16 @@ def settings(side: int, algorithm: str) -> tuple[iteration.IterationConfig, floa
         num_gradient_steps=100,
         batch_size=300 if algorithm == "naive" else 128,
         num_times=side**2,
-        ema_decay=0.95 if algorithm in ("local_bootstrap", "bootstrap") else 0.99,
+        ema_decay=0.95 if algorithm in ("local_bootstrap", "bootstrap") else 0.995,
         weight_clip=5.0,
     )
-    iterations = {"weighted": 12, "local_bootstrap": 20, "naive": 10, "bootstrap": 6}[algorithm]
-    return config, 4e-3, iterations if small else 60
+    iterations = {"weighted": 25, "local_bootstrap": 25, "naive": 10, "bootstrap": 6}[algorithm]
+    return config, 4e-3, iterations if small else 120
 
 
 def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.Ising):
     """The algorithm and its initial parameters' function `init(key)`."""
-    shape = {"side": energy.side, "flip": energy.field == 0}
+    shape = {"side": energy.side, "channels": 16, "expansion": 1, "flip": energy.field == 0}
     denoiser = networks.TorusDenoiser(**shape, skip=energy.masked_conditionals)
     log_marginal = networks.TorusLogMarginal(**shape, skip=lambda x: -energy.revealed_energy(x))
     head = losses.DenoiserHead(path)
