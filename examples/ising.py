@@ -43,7 +43,7 @@ def settings(side: int, algorithm: str) -> tuple[iteration.IterationConfig, floa
         ema_decay=0.95 if algorithm in ("local_bootstrap", "bootstrap") else 0.995,
         weight_clip=5.0,
     )
-    iterations = {"weighted": 25, "local_bootstrap": 25, "naive": 10, "bootstrap": 6}[algorithm]
+    iterations = {"weighted": 25, "local_bootstrap": 25, "naive": 40, "bootstrap": 12}[algorithm]
     return config, 4e-3, iterations if small else 120
 
 
