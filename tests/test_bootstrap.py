@@ -45,7 +45,7 @@ def test_boundary(x64):
     seen = []
 
     def energy(x):
-        seen.append(np.asarray(x))
+        jax.debug.callback(lambda states: seen.append(np.asarray(states)), x)
         return PROBLEM(x)
 
     net = lambda x, t: jnp.sum(x, axis=-1) * 0.3 + t  # any network
@@ -59,7 +59,13 @@ def test_boundary(x64):
     np.testing.assert_allclose(phi(states, jnp.ones(27)), -PROBLEM(states))
     exact = bootstrap.boundary(energy, PROBLEM.g, PATH)
     np.testing.assert_allclose(exact(X, r), PROBLEM.phi(X, r), atol=1e-12)
+    jax.effects_barrier()
+    assert len(seen) == 3
     assert all(np.all(x < PATH.mask_token) for x in seen)
+    # Where E stands nowhere it is not evaluated.
+    phi(X[~KNOWN], r[~KNOWN])
+    jax.effects_barrier()
+    assert len(seen) == 3
     # At r = 0 all masks is the only state, with log p~_0 = psi; no 0 log 0 appears.
     np.testing.assert_allclose(exact(X[-1:], jnp.zeros(1)), PROBLEM.psi(X[-1:]), atol=1e-12)
     assert not np.any(np.isnan(exact(X, jnp.zeros(len(X)))))
