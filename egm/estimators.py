@@ -52,8 +52,8 @@ def estimate(
 
     Returns:
       Estimate. Log-densities of NaN or +inf have weight zero, are counted, and stay in K. Examples with
-      no sample of positive weight, or with traced inputs that are out of range, are zeros with
-      valid = False.
+      no sample of positive weight, at states of probability zero (a visible token at t = 0), or with
+      traced inputs that are out of range, are zeros with valid = False.
 
     Raises:
       ValueError: a shape, size or concrete value is out of range (t >= r, tokens, chunk_size).
@@ -125,11 +125,12 @@ def estimate(
         )
     record = importance.running_collect(record, axis_name)
     generator, log_mean, ess = importance.running_finish(record, num_samples)
-    valid = in_range & jnp.isfinite(log_mean)
-    log_marginal = jnp.where(valid, log_mean, 0.0) + path.log_normalizer(x_t, safe_t, safe_r)
+    log_z = path.log_normalizer(x_t, safe_t, safe_r)
+    valid = in_range & jnp.isfinite(log_mean) & jnp.isfinite(log_z)
+    log_marginal = jnp.where(valid, log_mean + log_z, 0.0)
     return Estimate(
         generator=jax.tree.map(lambda g: _where(valid, g), generator),
-        log_marginal=_where(valid, log_marginal),
+        log_marginal=log_marginal,
         ess=_where(valid, ess),
         valid=valid,
         num_nonfinite=record.num_nonfinite,

@@ -296,3 +296,12 @@ def test_a_gaussian_estimate_of_a_normal_target():
     log_marginal = -0.5 * x[:, 0] ** 2 / (s**2 + v) + 0.5 * np.log(s**2 / (s**2 + v))
     relative = np.sqrt(1 / np.asarray(est.ess) - 1) / np.sqrt(k)
     assert np.all(np.abs(est.log_marginal - log_marginal) < 5 * relative)
+
+
+def test_a_state_of_probability_zero_is_invalid():
+    """At t = 0 no token is visible: log Z is -inf there, and the estimate is no estimate."""
+    visible = ~np.all(np.asarray(X) == PATH.mask_token, axis=-1)
+    est = naive(KEY, X, jnp.zeros(len(X)))
+    np.testing.assert_array_equal(est.valid, ~visible)
+    assert not np.any(est.log_marginal[visible])
+    assert not np.any(est.generator[visible])
