@@ -198,6 +198,7 @@ def figure(path, title, energy, x, exact, history, results):
     axes[1, 1].set(
         title=f"W1 {results['magnetization_w1']:.4f}, floor {results['magnetization_w1_floor']:.4f}",
         xlabel="magnetisation per site",
+        xticks=np.linspace(-1, 1, 5),
     )
     distance = np.arange(side // 2 + 1)
     truth = known(energy.correlation_function)

@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import egm
-from egm import bootstrap, losses
+from egm import bootstrap, losses, paths
 
 PROBLEM = contract.token_problem()
 PATH = PROBLEM.path
@@ -279,8 +279,7 @@ def test_traced_values_out_of_range_are_invalid(chunk_size):
 
 def test_a_gaussian_estimate_of_a_normal_target():
     """The same code on vectors: E = x^2 / (2 s^2) has a normal posterior in closed form."""
-    gaussian = pytest.importorskip("egm.paths.gaussian")
-    path, s, k, t = gaussian.VarianceExplodingPath(0.3, 3.0), 0.7, 4096, 0.5
+    path, s, k, t = paths.VarianceExplodingPath(0.3, 3.0), 0.7, 4096, 0.5
     x = jnp.linspace(-2, 2, 7)[:, None]
     energy = lambda x: jnp.sum(x**2, axis=-1) / (2 * s**2)
     est = jax.jit(lambda key: egm.estimate(key, path, bootstrap.terminal(energy), x, t, 1.0, num_samples=k))(

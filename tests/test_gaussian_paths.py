@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egm.paths.gaussian import (
+from egm.paths import (
     CenteredPath,
     LinearPath,
     VarianceExplodingPath,

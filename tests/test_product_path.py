@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from egm.paths.gaussian import CenteredPath, LinearPath, VarianceExplodingPath
+from egm.paths import CenteredPath, LinearPath, VarianceExplodingPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 from egm.typing import Path

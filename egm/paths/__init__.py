@@ -1,11 +1,7 @@
 """Probability paths: noising kernels, proposals and conditional generators in closed form."""
 
-from egm.paths.gaussian import (
-    CenteredPath,
-    LinearPath,
-    VarianceExplodingPath,
-    VariancePreservingPath,
-)
+from egm.paths.centered import CenteredPath
+from egm.paths.gaussian import LinearPath, VarianceExplodingPath, VariancePreservingPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks
-from egm.paths.gaussian import _GaussianPath
+from egm.paths._gaussian_base import GaussianPath
 from egm.typing import Array, Key, ModelFn, Path, PyTree
 
 
@@ -73,7 +73,7 @@ class ProductPath:
     def _leading(self):
         """The part whose grid is used; it may be inside a product."""
         parts = [p._leading() if isinstance(p, ProductPath) else p for p in self._leaves]
-        return next((p for p in parts if isinstance(p, _GaussianPath)), parts[0])
+        return next((p for p in parts if isinstance(p, GaussianPath)), parts[0])
 
     # States.
 
