@@ -19,7 +19,14 @@ from egm.typing import Array, Energy, Key, ModelFn, Path, State
 
 
 def intermediate_time(t: Array, step: float) -> Array:
-    """r = min(t + step, 1), the time up to which a bootstrapped estimate looks ahead.
+    """The time up to which a bootstrapped estimate looks ahead.
+
+    Args:
+      t: [B].
+      step: h, in (0, 1].
+
+    Returns:
+      [B] r = min(t + step, 1).
 
     Raises:
       ValueError: `step` is not in (0, 1].
@@ -30,7 +37,14 @@ def intermediate_time(t: Array, step: float) -> Array:
 
 
 def terminal(energy: Energy) -> ModelFn:
-    """phi_1 = -E as a `log_density` for `egm.estimate` with r = 1 (the naive estimate)."""
+    """phi_1 = -E as a `log_density` for `egm.estimate` with r = 1 (the naive estimate).
+
+    Args:
+      energy: E, `[N] = energy(x)`.
+
+    Returns:
+      A `ModelFn` [N]; it raises ValueError or TypeError where the energy returns another shape or dtype.
+    """
 
     def log_density(x: State, r: Array) -> Array:
         return -checks.model_output(energy(x), "energy", r.shape)
@@ -73,7 +87,10 @@ def relative_boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
 def boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
     """phi as `egm.estimate` takes it: g + log Z_{1|t} inside, -E exactly wherever r = 1.
 
-    Args and result as for `relative_boundary`, the result being unnormalised with phi_1 = -E.
+    Args as for `relative_boundary`.
+
+    Returns:
+      A `ModelFn` [N], unnormalised with phi_1 = -E.
     """
     relative = relative_boundary(energy, g, path)
 

@@ -62,7 +62,14 @@ def summarize(log_weights: Array, axis_name: str | None = None) -> PathWeightSum
 
 
 def evidence_upper_bound(reverse_log_weights: Array) -> tuple[Array, Array]:
-    """EUBO and its standard error, from path log-weights of `simulate_reverse` on exact samples [N]."""
+    """The bound on log Z from above, which sees the modes that a sampler has lost.
+
+    Args:
+      reverse_log_weights: [N] path log-weights of `egm.simulate_reverse` from exact samples.
+
+    Returns:
+      (EUBO, its standard error), scalars.
+    """
     n = reverse_log_weights.shape[0]
     return jnp.mean(reverse_log_weights), jnp.std(reverse_log_weights) / np.sqrt(max(n - 1, 1))
 

@@ -1,0 +1,81 @@
+"""Metrics against closed forms and SciPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from egm import metrics
+
+KEY = jax.random.key(0)
+
+
+def test_summary_by_hand():
+    log_w = jnp.log(jnp.array([1.0, 2.0, 3.0, 2.0]))
+    s = metrics.summarize(log_w)
+    np.testing.assert_allclose(s.log_z, np.log(2.0), rtol=1e-6)
+    np.testing.assert_allclose(s.ess, 64 / 18 / 4, rtol=1e-6)
+    np.testing.assert_allclose(s.elbo, np.log(12) / 4, rtol=1e-6)
+    # Relative standard error of the mean: sqrt(variance / N) / mean with the N - 1 variance 2/3.
+    np.testing.assert_allclose(s.log_z_error, np.sqrt(2 / 3 / 4) / 2, rtol=1e-5)
+    bad = metrics.summarize(jnp.append(log_w, jnp.nan))
+    assert int(bad.num_nonfinite) == 1
+    np.testing.assert_allclose(bad.log_z, np.log(8 / 5), rtol=1e-6)
+    np.testing.assert_allclose(bad.elbo, s.elbo, rtol=1e-6)
+
+
+def test_reweighted_mean_and_its_error():
+    """Normal samples reweighted to a shifted normal: 4 standard errors, and their known size."""
+    x = jax.random.normal(KEY, (40_000,))
+    mean, error = metrics.reweighted_mean(x, 0.5 * x)  # target N(1/2, 1)
+    assert abs(mean - 0.5) < 4 * error
+    # The delta method's variance is E_p[w (x - mu)^2] / N with w = exp(x/2 - 1/8).
+    exact = np.sqrt(np.exp(0.25) * (1 + 0.25) / 40_000)
+    np.testing.assert_allclose(error, exact, rtol=0.1)
+
+
+def test_jackknife():
+    """The error of a mean is the standard error, that of a variance sqrt(2/N) for a normal."""
+    x = jax.random.normal(KEY, (20_000,))
+    zeros = jnp.zeros(20_000)
+    mean, error = metrics.jackknife(lambda m: m[0], x[:, None], zeros)
+    np.testing.assert_allclose(mean, jnp.mean(x), atol=1e-6)
+    # 20 blocks give the error to a relative 1/sqrt(2 * 19) = .16; 4 of them.
+    np.testing.assert_allclose(error, 1 / np.sqrt(20_000), rtol=0.65)
+    powers = jnp.stack([x, x**2], axis=-1)
+    variance, error = metrics.jackknife(lambda m: m[1] - m[0] ** 2, powers, zeros)
+    assert abs(variance - 1) < 4 * np.sqrt(2 / 20_000)
+    np.testing.assert_allclose(error, np.sqrt(2 / 20_000), rtol=0.65)
+
+
+def test_wasserstein_against_scipy():
+    a, b = np.random.default_rng(0).normal(size=(2, 501)).astype(np.float32)
+    expected = scipy.stats.wasserstein_distance(a, b + 0.3)
+    np.testing.assert_allclose(metrics.wasserstein_1d(a, b + 0.3), expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics.wasserstein_1d(a, a + 2, p=2), 2.0, rtol=1e-6)
+
+
+def test_the_floor_is_what_two_exact_sets_give():
+    x = np.random.default_rng(1).normal(size=8000)
+    floor = metrics.distance_floor(metrics.wasserstein_1d, x, 1000, 40)
+    sets = np.random.default_rng(2).normal(size=(80, 1000))
+    direct = [float(metrics.wasserstein_1d(a, b)) for a, b in zip(sets[::2], sets[1::2], strict=True)]
+    error = np.std(direct) / np.sqrt(40)
+    assert abs(floor - np.mean(direct)) < 4 * np.sqrt(2) * error
+    distance = metrics.sample_distance(metrics.wasserstein_1d, x[:4000], x[:4000] + 1, 4)
+    np.testing.assert_allclose(distance, 1.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: metrics.wasserstein_1d(np.zeros(3), np.zeros(4)), r"one size, got shapes \(3,\) and \(4,\)"),
+        (lambda: metrics.distance_floor(None, np.zeros(9), 5, 1), "at least 10 samples, got 9"),
+        (lambda: metrics.reweighted_mean(np.zeros(3), jnp.zeros(4)), "leading size 4"),
+        (lambda: metrics.jackknife(None, np.zeros(4), jnp.zeros(4)), "at least 20 samples, got 4"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
