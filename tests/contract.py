@@ -153,13 +153,9 @@ def _indicators(nodes):
     return features
 
 
-def _paths(module, name):
-    return getattr(importlib.import_module(f"egm.paths.{module}"), name)
-
-
 def _mixed():
-    linear, masked = _paths("gaussian", "LinearPath")(), egm.paths.MaskedPath(2)
-    path = _paths("product", "ProductPath")({"x": linear, "h": masked})
+    linear, masked = egm.paths.LinearPath(), egm.paths.MaskedPath(2)
+    path = egm.paths.ProductPath({"x": linear, "h": masked})
     return product_case(path, line_case(linear, [1.0], step=0.2), token_case(masked, 2))
 
 
@@ -168,16 +164,12 @@ PATHS = {
         token_case(egm.paths.MaskedPath(3), 2),
         token_case(egm.paths.MaskedPath(2, power=2.0), 3),
     ],
-    "LinearPath": lambda: [line_case(_paths("gaussian", "LinearPath")(sigma=1.2), [1.0])],
-    "VarianceExplodingPath": lambda: [
-        line_case(_paths("gaussian", "VarianceExplodingPath")(0.3, 3.0), [1.0])
-    ],
-    "VariancePreservingPath": lambda: [
-        line_case(_paths("gaussian", "VariancePreservingPath")(0.1, 4.0), [1.0])
-    ],
+    "LinearPath": lambda: [line_case(egm.paths.LinearPath(sigma=1.2), [1.0])],
+    "VarianceExplodingPath": lambda: [line_case(egm.paths.VarianceExplodingPath(0.3, 3.0), [1.0])],
+    "VariancePreservingPath": lambda: [line_case(egm.paths.VariancePreservingPath(0.1, 4.0), [1.0])],
     "CenteredPath": lambda: [
         line_case(
-            _paths("gaussian", "CenteredPath")(_paths("gaussian", "LinearPath")(), 2, 1),
+            egm.paths.CenteredPath(egm.paths.LinearPath(), 2, 1),
             [1.0, -1.0],
         )
     ],
