@@ -332,6 +332,7 @@ class GaussianPath(abc.ABC):
 
 
 def float_time(t):
+    """`t` as a floating array; integers take the default float dtype."""
     t = jnp.asarray(t)
     return t if jnp.issubdtype(t.dtype, jnp.floating) else t.astype(float)
 
