@@ -53,6 +53,24 @@ class Estimate(NamedTuple):
     num_nonfinite: Array
 
 
+class Gaussian(NamedTuple):
+    """What a model may say of the marginal of a Gaussian path at N points, more than its velocity.
+
+    A process on a Gaussian path takes the velocity [N, D] alone or this record. Any part but the
+    velocity may be None.
+
+    Attributes:
+      velocity: [N, D] the marginal velocity, the generator in the path's form.
+      score: [N, D] the score of p_t; from the velocity where None, which no longer determines it at
+        t = 1 on the linear path.
+      posterior_variance: [N, D] Var[x_1 | x_t] of each coordinate.
+    """
+
+    velocity: Array
+    score: Array | None = None
+    posterior_variance: Array | None = None
+
+
 class Trajectory(NamedTuple):
     """Both ends of N simulated trajectories and the terms of their path weights.
 
