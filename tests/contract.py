@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from gaussian_problem import gaussian_problem, mixed_problem
 from token_problem import token_problem
 
 import egm
@@ -184,28 +185,80 @@ class ProcessCase(NamedTuple):
     """A process, a problem on its path with log Z known, and numbers of steps to simulate it in.
 
     Attributes:
-      problem: has `__call__` (E), `path`, `log_z`, `exact_samples`, and two generators: `denoiser`,
-        the exact one, and `random_denoiser`.
+      problem: has `__call__` (E), `path`, `log_z` and `exact_samples`.
+      generator: one that is random and untrained, far enough from the exact one for bounds to tell.
       event: shape of a state.
     """
 
     process: Any
     problem: Any
+    generator: Any
     event: Any
     num_steps: tuple[int, ...]
 
 
 def _on_tokens(process, num_steps, **options):
     problem = token_problem(**options)
-    return ProcessCase(process(problem.path), problem, (problem.sites,), num_steps)
+    return ProcessCase(process(problem.path), problem, problem.random_denoiser, (problem.sites,), num_steps)
 
 
+def _on_vectors(process, path, num_steps, dim=1, **options):
+    """`process(path)` on a Gaussian mixture."""
+    problem = gaussian_problem(path, dim, **options)
+    return ProcessCase(process(path), problem, problem.random_generator, (dim,), num_steps)
+
+
+def _on_mixtures(parts, gaussian, num_steps, sites=2, dim=1):
+    """The product of `parts(path)` by name, on a mixture {"x", "h"}."""
+    problem = mixed_problem(gaussian, sites, dim)
+    process = egm.processes.ProductProcess({k: parts[k](p) for k, p in problem.path.paths.items()})
+    event = {"x": (dim,), "h": (sites,)}
+    return ProcessCase(process, problem, problem.random_generator, event, num_steps)
+
+
+def _noise(t):
+    return 0.9 + 0.2 * t
+
+
+def _late_noise(t):
+    """0 on some steps, which are then the flow's."""
+    return jnp.where(t < 0.5, 0.0, _noise(t))
+
+
+def _shares(t):
+    return 1 - 0.5 * t, 0.5 * t
+
+
+LINEAR, EXPLODING = egm.paths.LinearPath(), egm.paths.VarianceExplodingPath(0.5, 3.0)
+CENTERED = egm.paths.CenteredPath(LINEAR, 3, 1)
+_p = egm.processes
 PROCESSES = {
     "JumpProcess": lambda: [
-        _on_tokens(egm.processes.JumpProcess, (1, 3, 10)),
-        _on_tokens(egm.processes.JumpProcess, (4,), vocab=2, sites=4, power=1.5),
+        _on_tokens(_p.JumpProcess, (1, 3, 10)),
+        _on_tokens(_p.JumpProcess, (4,), vocab=2, sites=4, power=1.5),
     ],
-    "AnyOrderProcess": lambda: [_on_tokens(egm.processes.AnyOrderProcess, (3,))],
+    "AnyOrderProcess": lambda: [_on_tokens(_p.AnyOrderProcess, (3,))],
+    "FlowProcess": lambda: [
+        _on_vectors(_p.FlowProcess, EXPLODING, (8,), dim=2),
+        _on_vectors(functools.partial(_p.FlowProcess, method="heun"), CENTERED, (6,), dim=3),
+    ],
+    "DiffusionProcess": lambda: [
+        _on_vectors(_p.DiffusionProcess, EXPLODING, (2, 8)),
+        _on_vectors(_p.DiffusionProcess, CENTERED, (5,), dim=3, record="variance"),
+        _on_vectors(lambda p: _p.DiffusionProcess(p, _late_noise), LINEAR, (16,), dim=2),
+        _on_vectors(lambda p: _p.DiffusionProcess(p, 0.6), EXPLODING, (16,), record="score"),
+    ],
+    "SuperpositionProcess": lambda: [
+        _on_vectors(
+            lambda p: _p.SuperpositionProcess((_p.FlowProcess(p), _p.DiffusionProcess(p, _noise)), _shares),
+            LINEAR,
+            (24,),
+        ),
+    ],
+    "ProductProcess": lambda: [
+        _on_mixtures({"x": lambda p: _p.DiffusionProcess(p, _noise), "h": _p.JumpProcess}, LINEAR, (24,)),
+        _on_mixtures({"x": _p.DiffusionProcess, "h": _p.AnyOrderProcess}, LINEAR, (3,), 3, 2),
+    ],
 }
 
 
@@ -238,6 +291,45 @@ def lattice_case(energy, sites):
     return EnergyCase(energy, nodes[rng.permutation(len(nodes))[:6]], space, _indicators(nodes))
 
 
+def vector_case(energy, basis=None, scale=1.0, step=0.05, width=9.0, shapes=None):
+    """An energy on vectors or {"x", "h"}; with a basis [k, D] of its space, quadrature on the grid of it."""
+    shapes = energy.event_shape if shapes is None else shapes
+    mixed, rng = isinstance(shapes, dict), np.random.default_rng(0)
+    dim = shapes["x"][0] if mixed else shapes[0]
+    # Representable in float32, so that both precisions see the same states.
+    states = np.float32(scale * rng.normal(size=(6, dim))).astype(np.float64)
+    if mixed:
+        states = {"x": states, "h": rng.integers(0, energy.vocab_size, (6, *shapes["h"]), np.int32)}
+    if basis is None:
+        return EnergyCase(energy, states, None, None)
+    basis = np.array(basis) / np.linalg.norm(basis, axis=1, keepdims=True)
+    line = np.arange(-width, width + step / 2, step)
+    x = np.array(list(itertools.product(line, repeat=len(basis)))) @ basis
+    sites, vocab = (shapes["h"][0], energy.vocab_size) if mixed else (0, 1)
+    tokens = np.array(list(itertools.product(range(vocab), repeat=sites)), np.int32)
+    tokens = tokens.reshape(vocab**sites, sites)
+
+    def features(state):
+        x, h = (state["x"], state["h"]) if mixed else (state, jnp.zeros((len(state), 0)))
+        x = jnp.asarray(x)
+        y = x @ jnp.asarray(basis.T, x.dtype)
+        powers = jnp.concatenate([jnp.ones_like(y[..., :1]), y, y**2], axis=-1)
+        return (powers[..., None] * _indicators(tokens)(h)[..., None, :]).reshape(len(x), -1)
+
+    every_x, every_h = np.repeat(x, len(tokens), axis=0), np.tile(tokens, (len(x), 1))
+    nodes = {"x": every_x, "h": every_h} if mixed else x
+    weights = np.full(len(every_x), len(basis) * np.log(step))
+    return EnergyCase(energy, states, Space(nodes, weights, np.ones(len(weights), bool)), features)
+
+
+def _rbm():
+    return egm.energies.GaussianBernoulliRBM(((1.5, -2.0),), (0.3,), (-0.5, 0.4), 0.8)
+
+
+_SHORT = egm.energies.ChainSettings(num_chains=128, num_kept=8192, num_warmup=300, thinning=20)
+# For shapes alone: far too short to be held to anything.
+_TINY = egm.energies.ChainSettings(num_chains=8, num_kept=32, num_warmup=1, thinning=1, max_r_hat=1e9)
+
 ENERGIES = {
     "Ising": lambda: [
         lattice_case(egm.energies.Ising(2, 0.3), 4),
@@ -245,7 +337,32 @@ ENERGIES = {
         lattice_case(egm.energies.Ising(4, 0.44), 16),
     ],
     "WithConditionals": lambda: [
-        lattice_case(egm.energies.WithConditionals(egm.energies.Ising(2, 0.3, field=0.5), 2), 4)
+        lattice_case(egm.energies.WithConditionals(egm.energies.Ising(2, 0.3, field=0.5), 2), 4),
+        vector_case(egm.energies.WithConditionals(_rbm(), 2, part="h"), shapes=_rbm().event_shape),
+    ],
+    "GaussianMixture": lambda: [
+        vector_case(egm.energies.GaussianMixture(((-1.0,), (2.0,)), 0.7, (1, 3)), [[1.0]]),
+        vector_case(egm.energies.GaussianMixture(), scale=5.0),
+    ],
+    "GaussianBernoulliRBM": lambda: [
+        vector_case(_rbm(), [[1.0]]),
+        vector_case(egm.energies.GaussianBernoulliRBM(), scale=2.0),
+    ],
+    "JointGaussianMixture": lambda: [
+        vector_case(egm.energies.JointGaussianMixture(1, 1.2, 0.5), [[1.0]]),
+        vector_case(egm.energies.JointGaussianMixture()),
+    ],
+    "CoupledJointMixture": lambda: [
+        vector_case(egm.energies.CoupledJointMixture(2, 0.4, 0.8, 0.5, -0.6), np.eye(2), step=0.1, width=5.0),
+        vector_case(egm.energies.CoupledJointMixture()),
+    ],
+    "JointDoubleWell": lambda: [
+        vector_case(egm.energies.JointDoubleWell(2, 1, _SHORT), [[1.0, -1.0]], scale=2.0),
+        vector_case(egm.energies.JointDoubleWell(3, 2, _TINY), scale=2.0),
+    ],
+    "LennardJones": lambda: [
+        vector_case(egm.energies.LennardJones(2, 1, reference=_SHORT), [[1.0, -1.0]], scale=2.0),
+        vector_case(egm.energies.LennardJones(3, 2, reference=_TINY), scale=2.0),
     ],
 }
 

@@ -1,5 +1,16 @@
 """Processes: how a marginal generator moves a state, with exact path weights."""
 
+from egm.processes.diffusion import DiffusionProcess
+from egm.processes.flow import FlowProcess
 from egm.processes.jump import AnyOrderProcess, JumpProcess
+from egm.processes.product import ProductProcess
+from egm.processes.superposition import SuperpositionProcess
 
-__all__ = ["AnyOrderProcess", "JumpProcess"]
+__all__ = [
+    "AnyOrderProcess",
+    "DiffusionProcess",
+    "FlowProcess",
+    "JumpProcess",
+    "ProductProcess",
+    "SuperpositionProcess",
+]

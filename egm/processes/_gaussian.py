@@ -1,0 +1,159 @@
+"""What the processes on Gaussian paths share: the model's answer, the score, densities, determinants."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from egm import checks, collectives
+from egm.paths._gaussian_base import GaussianPath
+from egm.typing import Array, Gaussian, ModelFn
+
+MAX_DIMENSION = 64
+"""Trailing size up to which a flow's determinant is computed unless told otherwise."""
+NEWTON_STEPS = 16
+
+
+def check_path(path: Any) -> None:
+    """Raises TypeError unless `path` is a Gaussian path."""
+    if not isinstance(path, GaussianPath):
+        raise TypeError(f"path must be a Gaussian path, got {path!r}")
+
+
+def prepare(path: GaussianPath, x: Array, t: Array, r: Array, name: str) -> tuple[Array, Array, Array]:
+    """(x [N, D], t [N], r [N]), checked; raises as `egm.checks` does."""
+    batch = path.batch_shape(x, name)
+    if len(batch) != 1:
+        raise ValueError(f"{name} must have shape [N, D], got {jnp.shape(x)}")
+    return jnp.asarray(x), *checks.time_pair(t, r, batch)
+
+
+def prepare_pair(path: GaussianPath, x_t: Array, x_r: Array, t: Array, r: Array):
+    """(x_t [N, D], x_r [N, D], t [N], r [N]), checked."""
+    x_t, t, r = prepare(path, x_t, t, r, "x_t")
+    path.batch_shape(x_r, "x_r")
+    if jnp.shape(x_r) != x_t.shape:
+        raise ValueError(f"x_r must have the shape of x_t, {x_t.shape}, got {jnp.shape(x_r)}")
+    return x_t, jnp.asarray(x_r), t, r
+
+
+def step_size(x: Array, t: Array, r: Array) -> Array:
+    """[N, 1] r - t in the dtype of x."""
+    return (r - t).astype(x.dtype)[:, None]
+
+
+def model(path: GaussianPath, generator: ModelFn, x: Array, t: Array) -> Gaussian:
+    """`generator(x, t)` as a record whose parts are checked to be [N, D], the fields projected.
+
+    Raises:
+      TypeError, ValueError: the generator returned neither an array nor a `Gaussian`, or a wrong shape.
+    """
+    out = generator(x, t)
+    if not isinstance(out, Gaussian):
+        out = Gaussian(out)
+
+    def part(name, field, project):
+        if field is None:
+            return None
+        label = "generator" if name == "velocity" else f"generator's {name}"
+        field = checks.model_output(field, label, x.shape).astype(x.dtype)
+        return path.project(field) if project else field
+
+    return Gaussian(
+        part("velocity", out.velocity, True),
+        part("score", out.score, True),
+        part("posterior_variance", out.posterior_variance, False),
+    )
+
+
+def score(path: GaussianPath, out: Gaussian, x: Array, t: Array) -> Array:
+    """[N, D] the record's score, else the velocity's; 0 where the velocity does not determine it.
+
+    That is at t = 1 of the linear path; a score of 0 there changes how good a kernel is, not whether
+    its weights are exact.
+    """
+    if out.score is not None:
+        return out.score
+    known = path.diffusion_coefficient(t) > 0
+    from_velocity = path.score_from_velocity(out.velocity, x, jnp.where(known, t, path.t_min).astype(t.dtype))
+    return jnp.where(known[:, None], from_velocity, 0.0)
+
+
+def denoised(path: GaussianPath, out: Gaussian, x: Array, t: Array) -> Array:
+    """[N, D] E[x_1 | x_t] by the record's score, else by its velocity; t as wide as the schedule needs.
+
+    By the velocity as (sigma^2 u - sigma sigma' x) / (sigma^2 alpha' - alpha sigma sigma'), a sum of
+    terms of one sign, where (x + sigma^2 s) / alpha loses digits as alpha falls to 0.
+    """
+    alpha, noise = path.alpha(t), path.variance(t)
+    if out.score is not None:
+        field, total, share = out.score, alpha, jnp.ones_like(alpha)
+    else:
+        share = -0.5 * path.variance_dot(t)
+        field, total = out.velocity, noise * path.alpha_dot(t) + alpha * share
+    on_field, on_x = ((part / total).astype(x.dtype)[:, None] for part in (noise, share))
+    return on_field * field + on_x * x
+
+
+def normal_log_density(path: GaussianPath, x: Array, mean: Array, variance: Array) -> Array:
+    """[N] log N(x; mean, diag(variance)) on the path's space; variance [N, 1] or, if flat, [N, D]."""
+    if variance.shape[-1] == 1:
+        return path.normal_log_density(x, mean, variance[:, 0])
+    terms = jnp.square(x - mean) / variance + jnp.log(2 * math.pi * variance)
+    return -0.5 * jnp.sum(terms, axis=-1)
+
+
+def jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """(fn(x) [N, D], its Jacobian [N, D, D]) of a map [N, D] -> [N, D] that acts on each row by itself.
+
+    D tangents go through the linearised map together, each for all N rows.
+    """
+    y, push = jax.linearize(fn, x)
+    size = x.shape[-1]
+    basis = jnp.broadcast_to(jnp.eye(size, dtype=x.dtype)[:, None], (size, *x.shape))
+    columns = jax.vmap(push)(collectives.varying_like(basis, x))
+    return y, jnp.moveaxis(columns, 0, -1)
+
+
+def log_determinant(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
+    """(fn(x) [N, D], log|det of its Jacobian| [N])."""
+    y, matrix = jacobian(fn, x)
+    return y, jnp.linalg.slogdet(matrix)[1]
+
+
+def invert(fn: Callable[[Array], Array], y: Array, guess: Array, num_steps: int = NEWTON_STEPS) -> Array:
+    """[N, D] the x with fn(x) = y by Newton's method from `guess`; NaN where it did not converge."""
+
+    def body(_, x):
+        out, matrix = jacobian(fn, x)
+        return x - jnp.linalg.solve(matrix, (out - y)[..., None])[..., 0]
+
+    x = jax.lax.fori_loop(0, num_steps, body, guess)
+    limit = math.sqrt(jnp.finfo(y.dtype).eps) * (1 + jnp.max(jnp.abs(y), axis=-1, keepdims=True))
+    found = jnp.max(jnp.abs(fn(x) - y), axis=-1, keepdims=True) <= limit
+    return jnp.where(found, x, jnp.nan)
+
+
+def euler(path: GaussianPath, generator: ModelFn, t: Array, r: Array) -> Callable[[Array], Array]:
+    """The map x -> x + h u(x, t) on [N, D]; on a subspace, the identity across it."""
+
+    def fn(x):
+        return x + step_size(x, t, r) * model(path, generator, path.project(x), t).velocity
+
+    return fn
+
+
+def heun(path: GaussianPath, generator: ModelFn, t: Array, r: Array) -> Callable[[Array], Array]:
+    """The map x -> x + h/2 (u(x, t) + u(x + h u(x, t), r)) on [N, D], as `euler`."""
+
+    def fn(x):
+        h = step_size(x, t, r)
+        first = model(path, generator, path.project(x), t).velocity
+        second = model(path, generator, path.project(x + h * first), r).velocity
+        return x + 0.5 * h * (first + second)
+
+    return fn
