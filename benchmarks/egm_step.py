@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from egm import algorithms, bootstrap, estimate, losses, networks, random
+from egm import algorithms, bootstrap, estimate, heads, networks, random
 from egm.energies.ising import Ising
 from egm.paths.masked import MaskedPath
 
@@ -38,7 +38,7 @@ flags.DEFINE_string("output_dir", "/tmp/egm_step", "Where results.json goes.")
 flags.DEFINE_string("case", None, "One case as JSON, set by the parent process.")
 PATH = MaskedPath(2)
 BATCH, BETA, STEP = 300, 0.4, 0.01  # B, the inverse temperature, h = r - t of the bootstrap
-HEAD = losses.DenoiserHead(PATH)
+HEAD = heads.DenoiserHead(PATH)
 NETS = {"generator": networks.MLPDenoiser(2), "log_marginal": networks.MLPLogMarginal(2)}
 
 

@@ -7,6 +7,7 @@ from egm import (
     collectives,
     divergences,
     energies,
+    heads,
     importance,
     iteration,
     losses,
@@ -14,6 +15,7 @@ from egm import (
     paths,
     processes,
     random,
+    scales,
     training,
 )
 from egm.estimators import estimate
@@ -34,6 +36,7 @@ __all__ = [
     "divergences",
     "energies",
     "estimate",
+    "heads",
     "importance",
     "iteration",
     "losses",
@@ -42,6 +45,7 @@ __all__ = [
     "paths",
     "processes",
     "random",
+    "scales",
     "simulate",
     "simulate_reverse",
     "training",

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 
 from egm import bootstrap, losses, random
 from egm.estimators import estimate
-from egm.typing import Array, Energy, Key, ModelFn, Path, PyTree, State
+from egm.heads import Head
+from egm.paths import MaskedPath
+from egm.typing import Array, Energy, Estimate, Key, ModelFn, Path, PyTree, State
 
 Apply = Callable[[PyTree, State, Array], Any]
 """`output = apply(params, x [N, *event], t [N])`, as a Flax module's."""
@@ -36,8 +38,8 @@ class Algorithm(Protocol):
         """Whether x_1 must be drawn by path weight (else uniformly from the buffer)."""
         ...
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
-        """Energy evaluations for each simulated state (beside its own) and each training example."""
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+        """Evaluations of E for each (trajectory beside its end, generator call, training example)."""
         ...
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
@@ -55,20 +57,36 @@ class Algorithm(Protocol):
 
 
 class Tempered(NamedTuple):
-    """scale * E, the energy at an annealed temperature; the scale may be traced."""
+    """scale * E + (1 - scale) * reference: the energy on its way from a known one; scale may be traced.
+
+    Attributes:
+      energy: E.
+      scale: in [0, 1].
+      reference: its energy, `[...] = reference(x)`, constant in the tokens; None for 0 everywhere.
+    """
 
     energy: Energy
     scale: Array
+    reference: Callable[[State], Array] | None = None
 
     def __call__(self, x: State) -> Array:
-        """scale * E(x), [...]."""
-        return self.scale * self.energy(x)
+        """The annealed energy, [...]."""
+        return self._mix(self.energy, x)
+
+    def _mix(self, energy, x):
+        value = self.scale * energy(x)
+        return value if self.reference is None else value + (1 - self.scale) * self.reference(x)
 
     def __getattr__(self, name: str):
         # Offered only where the energy itself offers it, as `hasattr` must tell.
         if name == "single_site_conditionals":
             conditionals = self.energy.single_site_conditionals
             return lambda x: self.scale * conditionals(x)
+        if name == "relaxed":
+            relaxed = self.energy.relaxed
+            return lambda x: self._mix(relaxed, x)
+        if name == "conditional_evaluations":
+            return self.energy.conditional_evaluations
         raise AttributeError(name)
 
 
@@ -80,33 +98,31 @@ class Weighted:
       path: the path.
       head: what the network's output stands for.
       apply: the network.
-      rao_blackwell: use the energy's single-site conditionals as targets where it offers them.
+      energy_targets: let targets use the energy where it offers more than its value (Rao-Blackwell
+        targets from single-site conditionals, target scores from its gradient).
     """
 
     path: Path
-    head: losses.DenoiserHead
+    head: Head
     apply: Apply
-    rao_blackwell: bool = True
+    energy_targets: bool = True
     draws_by_weight: bool = True
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
-        """Those of the conditional targets: one, or what the energy's `conditional_evaluations` says."""
-        if not self.rao_blackwell or not hasattr(energy, "single_site_conditionals"):
-            return 0, 0
-        count = getattr(energy, "conditional_evaluations", lambda num_sites: 1)
-        return 0, count(event_shape[-1])
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+        """Those of the head."""
+        generator, target = self.head.energy_evaluations(energy, event_shape)
+        return 0, generator, generator + target * self.energy_targets
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
-        del energy
-        return lambda x, t: self.head.generator(self.apply(params, x, t), x)
+        return lambda x, t: self.head.generator(self.apply(params, x, t), x, t, energy)
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""
         del target_params
         x_t = random.per_example(self.path.sample, keys, x_1, t)
-        target = self.head.conditional_target(x_1, energy if self.rao_blackwell else None)
-        return self.head.divergence(target, self.apply(params, x_t, t), x_t), {}
+        target = self.head.conditional_target(x_1, x_t, t, energy if self.energy_targets else None)
+        return _compare(self.head, target, self.apply(params, x_t, t), x_t, t, energy)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,20 +138,20 @@ class Naive:
     """
 
     path: Path
-    head: losses.DenoiserHead
+    head: Head
     apply: Apply
     num_samples: int = 1000
     chunk_size: int | None = 256
     draws_by_weight: bool = False
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
-        """K a training example."""
-        return 0, self.num_samples
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+        """K a training example, and those of the head."""
+        generator, _ = self.head.energy_evaluations(energy, event_shape)
+        return 0, generator, generator + self.num_samples
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
-        del energy
-        return lambda x, t: self.head.generator(self.apply(params, x, t), x)
+        return lambda x, t: self.head.generator(self.apply(params, x, t), x, t, energy)
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""
@@ -153,8 +169,8 @@ class Naive:
             chunk_size=self.chunk_size,
         )
         output = self.apply(params, x_t, t)
-        loss = losses.generator_loss(lambda a, b: self.head.divergence(a, b, x_t), est, output)
-        return loss, _estimate_metrics(est)
+        loss, metrics = _compare(self.head, est, output, x_t, t, energy)
+        return loss, metrics | _estimate_metrics(est)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +191,7 @@ class Bootstrap:
     """
 
     path: Path
-    head: losses.DenoiserHead
+    head: Head
     apply: Apply
     apply_log_marginal: Apply
     num_samples: int = 1000
@@ -183,14 +199,14 @@ class Bootstrap:
     chunk_size: int | None = 1024
     draws_by_weight: bool = False
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
-        """K a training example, an upper bound: most have r < 1."""
-        return 0, self.num_samples
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+        """K a training example, an upper bound: most have r < 1; and those of the head."""
+        generator, _ = self.head.energy_evaluations(energy, event_shape)
+        return 0, generator, generator + self.num_samples
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
-        del energy
-        return lambda x, t: self.head.generator(self.apply(params["generator"], x, t), x)
+        return lambda x, t: self.head.generator(self.apply(params["generator"], x, t), x, t, energy)
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""
@@ -211,42 +227,49 @@ class Bootstrap:
             chunk_size=self.chunk_size,
         )
         output = self.apply(params["generator"], x_t, t)
-        generator_loss = losses.generator_loss(lambda a, b: self.head.divergence(a, b, x_t), est, output)
+        generator_loss, metrics = _compare(self.head, est, output, x_t, t, energy)
         target = est.log_marginal - self.path.log_normalizer(x_t, t, jnp.ones_like(t))
         prediction = self.apply_log_marginal(params["log_marginal"], x_t, t)
         phi_loss = losses.log_marginal_loss(target, prediction, est.valid & ~self.path.determined(x_t))
-        return generator_loss + phi_loss, _estimate_metrics(est)
+        return generator_loss + phi_loss, metrics | _estimate_metrics(est)
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalBootstrap:
-    """phi by the exact one-site recursion on the masked path, its denoiser read off locally (h -> 0).
+    """phi by its exact local recursion, the generator read off it locally (h -> 0), without samples.
+
+    On tokens one site is revealed in every colour; on Gaussian paths a short step is taken to the
+    sigma points of the proposal (`egm.bootstrap.local_target`), and the score is the gradient of phi.
 
     Attributes:
-      path: a masked path.
+      path: the path.
       apply: g, `[N] = apply(params, x, t)`.
+      num_steps: of the grid `path.times` that a step is taken on, on Gaussian paths.
       draws_by_weight: whether x_1 is drawn by path weight.
     """
 
     path: Path
     apply: Apply
+    num_steps: int = 100
     draws_by_weight: bool = True
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
-        """V for the last masked site, and at most V a training example."""
-        return self.path.vocab_size, self.path.vocab_size
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+        """An upper bound: -E stands in few states of a call."""
+        count = bootstrap.num_local_states(self.path, event_shape)
+        last = self.path.vocab_size if isinstance(self.path, MaskedPath) else 0
+        return last, 0, count
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
-        """See `Algorithm`; where one mask is left the energy itself gives the denoiser."""
+        """See `Algorithm`; where x_1 is all but known the energy itself gives the generator."""
         g = bootstrap.relative_boundary(energy, lambda x, t: self.apply(params, x, t), self.path)
         return bootstrap.LocalGenerator(self.path, g)
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""
-        k_noise, k_site = random.split(keys)
+        k_noise, k_local = random.split(keys)
         x_t = random.per_example(self.path.sample, k_noise, x_1, t)
         g = bootstrap.relative_boundary(energy, lambda x, s: self.apply(target_params, x, s), self.path)
-        target = bootstrap.one_site_target(k_site, g, self.path, x_t, t)
+        target = bootstrap.local_target(k_local, g, self.path, x_t, t, self.num_steps)
         prediction = self.apply(params, x_t, t)
         # The target is exact given the target parameters: no mean of an exponential is being estimated.
         loss = losses.log_marginal_loss(target, prediction, ~self.path.determined(x_t), _squared)
@@ -255,6 +278,15 @@ class LocalBootstrap:
 
 def _squared(target: Array, prediction: Array) -> Array:
     return (target - prediction) ** 2
+
+
+def _compare(head, target, output, x_t, t, energy) -> tuple[Array, dict[str, Array]]:
+    """(loss [B], what was clipped) of an output against an `Estimate` or a head's conditional target."""
+    generator = target.generator if isinstance(target, Estimate) else target
+    metrics = head.metrics(generator, output, x_t, t, energy)
+    if not isinstance(target, Estimate):
+        return head.divergence(target, output, x_t, t, energy), metrics
+    return losses.generator_loss(lambda a, b: head.divergence(a, b, x_t, t, energy), target, output), metrics
 
 
 def _estimate_metrics(est) -> dict[str, Array]:

@@ -10,11 +10,14 @@ Source: EGM (arXiv 2505.19646), bootstrapped estimators.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, importance, random
+from egm.paths import MaskedPath, ProductPath
+from egm.paths._gaussian_base import GaussianPath
 from egm.typing import Array, Energy, Key, ModelFn, Path, State
 
 
@@ -53,7 +56,7 @@ def terminal(energy: Energy) -> ModelFn:
 
 
 def relative_boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
-    """g(x, t), with -E(x) in its place wherever x_1 is known: at t = 1, or with no mask left.
+    """g(x, t), with -E(x) in its place wherever x_1 is known: no mask left, t = 1 on Gaussian paths.
 
     Both branches stay finite for gradients, E never sees a mask, and is evaluated only in calls in which
     it stands somewhere.
@@ -68,7 +71,7 @@ def relative_boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
     """
 
     def boundary_g(x: State, t: Array) -> Array:
-        known = (t >= 1) | path.determined(x)
+        known = path.determined(x, t)
         frozen = jax.lax.stop_gradient(x)
         data = path.data_state(jax.tree.map(lambda a, b: jnp.where(_expand(known, a), a, b), x, frozen))
 
@@ -108,11 +111,11 @@ class LocalGenerator:
 
     On tokens the denoiser is a softmax over phi(x with site i <- v), and phi and g give the same one;
     with `at_sites` only the sites that a process is about to reveal are evaluated, V states each. On
-    Gaussian paths the velocity follows from the score, the gradient of phi (not of g).
+    Gaussian paths the velocity follows from the score, the gradient of phi, which is that of g.
 
     Attributes:
       path: the path.
-      log_density: phi, or g on tokens, `[M] = log_density(x [M, *event], t [M])`.
+      log_density: phi or g, `[M] = log_density(x [M, *event], t [M])`.
     """
 
     path: Path
@@ -136,30 +139,112 @@ def with_tokens(x: Array, sites: Array, vocab_size: int) -> Array:
     return jnp.where(chosen[None], values, x[None])
 
 
-def one_site_target(key: Key, boundary_g: ModelFn, path: Path, x_t: Array, t: Array) -> Array:
-    """Exact one-site recursion of g on the masked path: V evaluations, no Monte-Carlo error.
+def num_local_states(path: Path, event_shape: Any) -> int:
+    """How many states `local_target` evaluates g at for an example."""
+    if isinstance(path, ProductPath):
+        return sum(num_local_states(p, s) for p, s in zip(*path.leaves_with(event_shape), strict=True))
+    if isinstance(path, MaskedPath):
+        return path.vocab_size
+    return 2 * path.dimension(event_shape[-1]) + 1
 
-    g(x) = log mean_v exp g(x with site i <- v) holds for every masked site i; one is drawn uniformly.
-    With the last mask gone, `boundary_g` is -E.
+
+def local_target(
+    key: Key, boundary_g: ModelFn, path: Path, x_t: State, t: Array, num_steps: int = 100
+) -> Array:
+    """Targets for g(x_t, t) from the exact recursion g_t(x) = log E_{q_{r|t}} exp g_r(x_r), no samples.
+
+    On tokens g(x) = log mean_v g(x with site i <- v) holds for every masked site i at a fixed time, and
+    one is drawn uniformly: V evaluations, no error. On Gaussian paths r is one step of `path.times`
+    ahead, and the mean over the proposal N(m, w I) is a cubature of its 2 D sigma points, turned at
+    random, around m + w grad g_r(m), where the integrand's slope is gone: exact for g linear in x, and
+    its error is of second order in w times the curvature. In a product the parts take turns at random.
 
     Args:
       key: a typed key, or [B] keys.
       boundary_g: from `relative_boundary`, closed over target parameters.
-      path: a masked path.
-      x_t: [B, L] tokens and masks.
-      t: [B].
+      path: a masked or Gaussian path, or a product of them.
+      x_t: state with one batch axis B.
+      t: [B], at least t_min.
+      num_steps: of the grid `path.times` on Gaussian paths.
 
     Returns:
-      [B] targets for g(x_t, t); where no site is masked, `boundary_g` itself.
+      [B] targets; where nothing is left to do, `boundary_g` itself.
+
+    Source: the local form of bootstrapping, EGM (arXiv 2505.19646); spherical cubature, Arasaratnam and
+    Haykin (2009).
     """
-    path.batch_shape(x_t, "x_t")
+    batch = path.batch_shape(x_t, "x_t")
+    keys = random.example_keys(key, batch[0])
+    if isinstance(path, MaskedPath):
+        return _one_site_target(keys, boundary_g, path, x_t, t)
+    if isinstance(path, GaussianPath):
+        return _cubature_target(keys, boundary_g, path, x_t, t, path.times(num_steps))
+    return _product_target(keys, boundary_g, path, x_t, t, num_steps)
+
+
+def _one_site_target(keys: Array, boundary_g: ModelFn, path: MaskedPath, x_t: Array, t: Array) -> Array:
     hidden = path.masked(x_t)
-    keys = random.example_keys(key, x_t.shape[0])
     logits = jnp.where(hidden, 0.0, -jnp.inf)
     site = random.per_example(jax.random.categorical, keys, logits)
     states = with_tokens(x_t, site, path.vocab_size)
     states = jnp.where(jnp.any(hidden, axis=-1)[None, :, None], states, x_t[None])
     return importance.log_mean_exp(_flat_call(boundary_g, states, t), axis=0)
+
+
+def _cubature_target(
+    keys: Array, boundary_g: ModelFn, path: GaussianPath, x_t: Array, t: Array, grid: Array
+) -> Array:
+    place = jnp.interp(t, grid, jnp.linspace(0.0, 1.0, grid.size))
+    r = jnp.interp(place + 1.0 / (grid.size - 1), jnp.linspace(0.0, 1.0, grid.size), grid)
+    kernel = path.kernel(t, r)
+    deviation = jnp.sqrt(kernel.variance) / kernel.scale
+    mean = x_t / kernel.scale[:, None]
+
+    def total(x):
+        return jnp.sum(checks.model_output(boundary_g(x, r), "log_density", r.shape))
+
+    slope = path.project(jax.grad(total)(mean))
+    # A steep g asks for a shift that the step does not justify: at most a standard deviation's worth.
+    steep = deviation * jnp.sqrt(jnp.sum(slope**2, axis=-1))
+    size = path.dimension(x_t.shape[-1])
+    slope = slope * (size**0.5 / jnp.maximum(steep, size**0.5))[:, None]
+
+    def directions(k):
+        draws = path.standard_normal(k, (size, x_t.shape[-1]), x_t.dtype)
+        return jnp.linalg.qr(draws.T)[0].T
+
+    basis = jnp.moveaxis(random.per_example(directions, keys), 1, 0) * size**0.5
+    points = jnp.concatenate([basis, -basis])
+    move = deviation[:, None] * slope
+    states = mean[None] + deviation[None, :, None] * (points + move[None])
+    tilt = -jnp.sum(points * move[None], axis=-1) - 0.5 * jnp.sum(move**2, axis=-1)[None]
+    return importance.log_mean_exp(_flat_call(boundary_g, states, r) + tilt, axis=0)
+
+
+def _product_target(
+    keys: Array, boundary_g: ModelFn, path: ProductPath, x_t: State, t: Array, num_steps: int
+) -> Array:
+    paths, parts = path.leaves_with(x_t)
+    k_turn, *k_parts = random.split(keys, len(paths) + 1)
+    targets, open_ = [], []
+    for i, (part_path, part) in enumerate(zip(paths, parts, strict=True)):
+
+        def part_g(states, times, index=i):
+            lead = states.shape[0] // t.shape[0]
+            others = [jax.tree.map(lambda a: jnp.tile(a, (lead,) + (1,) * (a.ndim - 1)), p) for p in parts]
+            others[index] = states
+            return boundary_g(path.unflatten(others), times)
+
+        if isinstance(part_path, GaussianPath):
+            grid = path.times(num_steps)
+            targets.append(_cubature_target(k_parts[i], part_g, part_path, part, t, grid))
+        else:
+            targets.append(local_target(k_parts[i], part_g, part_path, part, t, num_steps))
+        open_.append(~part_path.determined(part, t))
+    logits = jnp.where(jnp.stack(open_, axis=-1), 0.0, -jnp.inf)
+    logits = jnp.where(jnp.any(jnp.stack(open_), axis=0)[:, None], logits, 0.0)
+    turn = random.per_example(jax.random.categorical, k_turn, logits)
+    return jnp.take_along_axis(jnp.stack(targets, axis=-1), turn[:, None], axis=-1)[:, 0]
 
 
 def _flat_call(fn: ModelFn, states: Array, t: Array) -> Array:

@@ -32,6 +32,23 @@ def squared_error(target: Array, prediction: Array) -> Array:
     return jnp.sum((prediction - target) ** 2, axis=-1)
 
 
+def itakura_saito(target: Array, log_prediction: Array) -> Array:
+    """Bregman divergence of -log, for variances: its minimiser is the mean of the target.
+
+    Args:
+      target: [B, D] non-negative, for instance squared residuals.
+      log_prediction: [B, D] logarithm of the predicted variance.
+
+    Returns:
+      [B] sum over D of target / prediction + log prediction.
+
+    Raises:
+      ValueError: the shapes differ.
+    """
+    target = _same_shape(target, log_prediction)
+    return jnp.sum(target * jnp.exp(-log_prediction) + log_prediction, axis=-1)
+
+
 def denoiser_kl(target: Array, logits: Array, site_weights: Array | None = None) -> Array:
     """Kullback-Leibler divergence from a denoiser's target to softmax(logits), summed over sites.
 

@@ -22,7 +22,7 @@ from egm.simulate import path_log_weights, simulate
 from egm.typing import Array, Energy, Key, Process, PyTree, State
 
 _SCALES = np.linspace(0.0, 1.0, 201, dtype=np.float32)[1:] ** 2
-"""The scales that annealing tries, finer towards zero."""
+"""The scales that annealing tries, finer towards zero; a reference adds the scale 0 itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class IterationConfig:
       weight_clip: drawing weights are cut at this multiple of their mean; None for no cut.
       ess_target: anneal: each iteration trains at the largest scale <= 1 of the energy at which the
         buffer's ESS is at least this fraction of `num_simulated`; None trains at `state.scale`.
+      fit_prior: give the prior the moments of the buffer at the scale trained at (continuous parts).
     """
 
     num_simulated: int = 256
@@ -49,6 +50,7 @@ class IterationConfig:
     ema_decay: float = 0.99
     weight_clip: float | None = 20.0
     ess_target: float | None = 0.2
+    fit_prior: bool = True
 
     def __post_init__(self):
         for name in (
@@ -76,11 +78,14 @@ class Item(NamedTuple):
     Attributes:
       x_1: the state.
       energy: E(x_1), not annealed.
-      log_path: log backward - log forward - log p_0, so that log w = log_path - scale * energy.
+      reference: the reference's energy, 0 without one.
+      log_path: log backward - log forward - log p_0, so that
+        log w = log_path - scale * energy - (1 - scale) * reference.
     """
 
     x_1: State
     energy: Array
+    reference: Array
     log_path: Array
 
 
@@ -90,13 +95,15 @@ class IterationState(NamedTuple):
     Attributes:
       train: parameters, EMA, optimiser.
       buffer: of `Item`s, the same on every device.
-      scale: factor on the energy in (0, 1], the annealed inverse temperature.
+      scale: factor on the energy in [0, 1], the annealed inverse temperature.
+      moments: those that the prior is drawn with, in the path's form.
       num_energy_evaluations: float32, evaluations of E so far.
     """
 
     train: training.TrainState
     buffer: buffers.Buffer
     scale: Array
+    moments: Any
     num_energy_evaluations: Array
 
 
@@ -107,7 +114,8 @@ def make_iteration(
     optimizer: optax.GradientTransformation,
     config: IterationConfig,
     *,
-    event_shape: tuple[int, ...],
+    event_shape: Any,
+    reference: Any = None,
     axis_name: str | None = None,
 ) -> tuple[Callable[[PyTree], IterationState], Callable[..., tuple[IterationState, dict[str, Array]]]]:
     """The outer loop of EGM for any algorithm, process and energy.
@@ -119,6 +127,9 @@ def make_iteration(
       optimizer: an optax transformation.
       config: sizes.
       event_shape: shape of one state without batch axes (a pytree of shapes for a product).
+      reference: moments in the path's form of a normal distribution that is about as wide as the
+        target: annealing goes from it to E, along scale E + (1 - scale) reference. Without one it goes
+        along scale E, which on R^d has no normalisable beginning.
       axis_name: mapped axis that splits simulations and batches over devices; the buffer is replicated.
 
     Returns:
@@ -135,12 +146,30 @@ def make_iteration(
     if process.path != path:
         raise ValueError(f"process must share the algorithm's path {path}, got {process.path}")
 
+    scales = _SCALES if reference is None else np.concatenate([np.zeros(1, np.float32), _SCALES])
+
+    def tempered_at(bound, scale):
+        about = None if reference is None else lambda x: path.reference_energy(x, reference)
+        return Tempered(bound, scale, about)
+
     def init(params: PyTree) -> IterationState:
         shapes = jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape))
         scalar = jnp.zeros(())
-        items = buffers.init(config.buffer_size, Item(shapes, scalar, scalar))
-        scale = jnp.ones(()) if config.ess_target is None else jnp.asarray(_SCALES[0])
-        return IterationState(training.init_train_state(params, optimizer), items, scale, jnp.zeros(()))
+        items = buffers.init(config.buffer_size, Item(shapes, scalar, scalar, scalar))
+        scale = jnp.ones(()) if config.ess_target is None else jnp.asarray(scales[0])
+        moments = first_moments()
+        return IterationState(
+            training.init_train_state(params, optimizer), items, scale, moments, jnp.zeros(())
+        )
+
+    def first_moments():
+        """The reference's, else those that make the prior the path's own; None where none are fitted."""
+        if not config.fit_prior:
+            return None
+        if reference is not None:
+            return jax.tree.map(lambda a: jnp.asarray(a, float), reference)
+        x = jax.tree.map(lambda d: jnp.zeros((1, *d)), event_shape, is_leaf=lambda s: isinstance(s, tuple))
+        return path.moments(x, jnp.zeros(1))
 
     def step(
         key: Key, state: IterationState, energy_params: Any = None
@@ -154,27 +183,32 @@ def make_iteration(
 
         n_here = config.num_simulated // shards
         prior_keys = random.example_keys(k_prior, n_here, axis_name)
-        x_0 = jax.vmap(lambda k: path.sample_prior(k, event_shape))(prior_keys)
+        x_0 = jax.vmap(lambda k: path.sample_prior(k, event_shape, state.moments))(prior_keys)
         simulate_keys = random.example_keys(k_simulate, n_here, axis_name)
-        generator = algorithm.generator(state.train.ema_params, Tempered(bound, state.scale))
+        generator = algorithm.generator(state.train.ema_params, tempered_at(bound, state.scale))
         trajectory = simulate(simulate_keys, process, generator, x_0, process.times(config.num_times))
-        log_weights = path_log_weights(bound, path, trajectory)
-        log_path = trajectory.log_ratio - path.prior_log_density(x_0)
-        item = Item(trajectory.x_1, log_path - log_weights, log_path)
+        log_path = path_log_weights(lambda x: jnp.zeros(n_here), path, trajectory, state.moments)
+        x_1 = path.data_state(trajectory.x_1)
+        value = checks.model_output(bound(x_1), "energy", (n_here,))
+        at_reference = jnp.zeros(n_here) if reference is None else path.reference_energy(x_1, reference)
+        item, log_weights = Item(x_1, value, at_reference, log_path), log_path - value
         item, log_weights = collectives.all_gather((item, log_weights), axis_name)
         valid = ~importance.nonfinite(log_weights) & jnp.isfinite(item.log_path)
         safe = jax.tree.map(lambda a: jnp.where(_expand(valid, a), a, jnp.zeros((), a.dtype)), item)
         buffer = buffers.add(state.buffer, safe, valid)
         summary = metrics.summarize(log_weights)
 
-        scale, buffer_ess, alarm = _anneal(buffer, state.scale, config)
+        scale, buffer_ess, alarm = _anneal(buffer, state.scale, config, scales)
         weights = _log_weights(buffer, scale)
         probabilities, clipped_mass = importance.clipped_probabilities(weights, config.weight_clip)
+        # Clipped weights: the moments must not hang on a single state.
+        moments = path.moments(buffer.items.x_1, probabilities) if config.fit_prior else None
         if not algorithm.draws_by_weight:
             occupied = buffers.filled(buffer)
             probabilities = occupied / jnp.maximum(jnp.sum(occupied), 1)
 
-        tempered = Tempered(bound, scale)
+        tempered = tempered_at(bound, scale)
+        grid = process.times(config.num_times)
         batch_here = config.batch_size // shards
 
         def loss_fn(params, target_params, step_key, batch):
@@ -186,7 +220,9 @@ def make_iteration(
             order = jax.random.permutation(step_key, config.batch_size)[index]
             u_draw, u_time = (jax.vmap(jax.random.uniform)(k) for k in (k_draw, k_time))
             x_1 = buffers.sample(buffer, probabilities, (index + u_draw) / config.batch_size).x_1
-            t = path.t_min + (1.0 - path.t_min) * (order + u_time) / config.batch_size
+            # Uniform on the grid of the simulation, whose steps are where the marginals change.
+            place = (order + u_time) / config.batch_size
+            t = jnp.interp(place, jnp.linspace(0.0, 1.0, grid.size), grid)
             # A probability of zero everywhere means nothing to learn from: no loss.
             usable = jnp.sum(probabilities) > 0
             loss, extra = algorithm.loss(k_loss, params, target_params, x_1, t, tempered)
@@ -200,10 +236,10 @@ def make_iteration(
             state.train,
             jax.random.split(k_train, config.num_gradient_steps),
         )
-        per_simulated, per_example = algorithm.energy_evaluations(energy, event_shape)
+        per_simulated, per_call, per_example = algorithm.energy_evaluations(energy, event_shape)
         evaluations = (
             state.num_energy_evaluations
-            + config.num_simulated * (1 + per_simulated)
+            + config.num_simulated * (1 + per_simulated + per_call * config.num_times)
             + config.num_gradient_steps * config.batch_size * per_example
         )
         report = jax.tree.map(jnp.mean, history) | summary._asdict()
@@ -214,7 +250,7 @@ def make_iteration(
             "ess_alarm": alarm,
             "num_energy_evaluations": evaluations,
         }
-        return IterationState(train, buffer, scale, evaluations), report
+        return IterationState(train, buffer, scale, moments, evaluations), report
 
     return init, step
 
@@ -222,11 +258,14 @@ def make_iteration(
 def _log_weights(buffer: buffers.Buffer, scale: Array) -> Array:
     # An energy of +inf at scale 0 is still a weight of zero.
     items = buffer.items
-    tempered = jnp.where(jnp.isposinf(items.energy), -jnp.inf, items.log_path - scale * items.energy)
+    tempered = items.log_path - scale * items.energy - (1 - scale) * items.reference
+    tempered = jnp.where(jnp.isposinf(items.energy), -jnp.inf, tempered)
     return jnp.where(buffers.filled(buffer), tempered, -jnp.inf)
 
 
-def _anneal(buffer: buffers.Buffer, scale: Array, config: IterationConfig) -> tuple[Array, Array, Array]:
+def _anneal(
+    buffer: buffers.Buffer, scale: Array, config: IterationConfig, scales: np.ndarray
+) -> tuple[Array, Array, Array]:
     """The scale to train at, the buffer's ESS there as a fraction of a generation, and the alarm.
 
     Tries a fixed grid of scales, finer towards zero; where none meets the target, the one with the
@@ -240,7 +279,7 @@ def _anneal(buffer: buffers.Buffer, scale: Array, config: IterationConfig) -> tu
     if config.ess_target is None:
         here = ess(scale)
         return scale, here, jnp.zeros(())
-    grid = jnp.asarray(_SCALES)
+    grid = jnp.asarray(scales)
     values = jax.lax.map(ess, grid, batch_size=25)
     meets = values >= config.ess_target
     last = jnp.max(jnp.where(meets, jnp.arange(grid.size), -1))

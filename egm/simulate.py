@@ -7,6 +7,8 @@ trained: E[w] = Z over simulated trajectories.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,13 +90,14 @@ def simulate_reverse(
     return Trajectory(x_0, x_1, log_ratio, states)
 
 
-def path_log_weights(energy: Energy, path: Path, trajectory: Trajectory) -> Array:
+def path_log_weights(energy: Energy, path: Path, trajectory: Trajectory, moments: Any = None) -> Array:
     """Path log-weights: -E(x_1) - log p_0(x_0) + log_ratio.
 
     Args:
       energy: E, evaluated on the N terminal states.
       path: gives p_0, the normalised density of the prior.
       trajectory: from `simulate` (or `simulate_reverse`).
+      moments: those that x_0 was drawn with, as in `path.sample_prior`.
 
     Returns:
       [N]; NaN and +inf mark invalid ones, which `egm.importance` counts and gives weight zero. NaN
@@ -103,7 +106,7 @@ def path_log_weights(energy: Energy, path: Path, trajectory: Trajectory) -> Arra
     n = trajectory.log_ratio.shape
     data = path.data_state(trajectory.x_1)
     e = checks.model_output(energy(data), "energy", n)
-    log_weights = trajectory.log_ratio - e - path.prior_log_density(trajectory.x_0)
+    log_weights = trajectory.log_ratio - e - path.prior_log_density(trajectory.x_0, moments)
     return jnp.where(_same(trajectory.x_1, data), log_weights, jnp.nan)
 
 

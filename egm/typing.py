@@ -71,6 +71,21 @@ class Gaussian(NamedTuple):
     posterior_variance: Array | None = None
 
 
+class Moments(NamedTuple):
+    """Mean and variance of the data of a Gaussian path, coordinate by coordinate.
+
+    "In the path's form" means this record for a Gaussian path, None for tokens, and a pytree of both
+    for a product.
+
+    Attributes:
+      mean: [D].
+      variance: [D].
+    """
+
+    mean: Array
+    variance: Array
+
+
 class Trajectory(NamedTuple):
     """Both ends of N simulated trajectories and the terms of their path weights.
 
@@ -112,8 +127,8 @@ class Path(Protocol):
         """[...] bool, whether the values of each state are legal (tokens in range)."""
         ...
 
-    def determined(self, x: State) -> Array:
-        """[...] bool, whether x fixes x_1 whatever the time (no mask left)."""
+    def determined(self, x: State, t: Array | None = None) -> Array:
+        """[...] bool, whether x fixes x_1: no mask is left, or t = 1 on Gaussian paths (None: before)."""
         ...
 
     def data_state(self, x: State) -> State:
@@ -129,12 +144,23 @@ class Path(Protocol):
         """[num_steps + 1] increasing times from `t_min` to 1."""
         ...
 
-    def sample_prior(self, key: Key, shape: tuple[int, ...]) -> State:
-        """States at time 0, of the given full shape (for a product: a pytree of shapes)."""
+    def sample_prior(self, key: Key, shape: tuple[int, ...], moments: Any = None) -> State:
+        """States at the first time, of the given full shape (for a product: a pytree of shapes).
+
+        With the data's `moments`, in the path's form, the prior takes those of the marginal.
+        """
         ...
 
-    def prior_log_density(self, x_0: State) -> Array:
-        """[...] normalised log-density of `sample_prior`."""
+    def prior_log_density(self, x_0: State, moments: Any = None) -> Array:
+        """[...] normalised log-density of `sample_prior` with the same moments."""
+        ...
+
+    def moments(self, x_1: State, weights: Array) -> Any:
+        """Moments of weighted data, in the path's form; x_1 [N, *event], weights [N] with sum 1."""
+        ...
+
+    def reference_energy(self, x_1: State, moments: Any) -> Array:
+        """[...] energy of the product of normals with these moments; 0 for tokens."""
         ...
 
     def sample(self, key: Key, x_1: State, t: Array) -> State:

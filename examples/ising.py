@@ -16,7 +16,7 @@ from absl import app, flags  # noqa: E402
 from common import optimizer, train  # noqa: E402
 
 import egm  # noqa: E402
-from egm import algorithms, iteration, losses, networks  # noqa: E402
+from egm import algorithms, heads, iteration, networks  # noqa: E402
 
 SIDE = flags.DEFINE_integer("side", 5, "Side of the periodic square lattice.")
 BETA = flags.DEFINE_float("inverse_temperature", 0.4, "Inverse temperature, J = 1.")
@@ -52,7 +52,7 @@ def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.I
     shape = {"side": energy.side, "channels": 16, "expansion": 1, "flip": energy.field == 0}
     denoiser = networks.TorusDenoiser(**shape, skip=energy.masked_conditionals)
     log_marginal = networks.TorusLogMarginal(**shape, skip=lambda x: -energy.revealed_energy(x))
-    head = losses.DenoiserHead(path)
+    head = heads.DenoiserHead(path)
     x, t = jnp.zeros((1, energy.num_sites), jnp.int32), jnp.zeros(1)
     if name == "local_bootstrap":
         return algorithms.LocalBootstrap(path, log_marginal.apply), lambda k: log_marginal.init(k, x, t)

@@ -18,9 +18,9 @@ from egm import (
     buffer,
     checks,
     divergences,
+    heads,
     importance,
     iteration,
-    losses,
     metrics,
     training,
 )
@@ -238,7 +238,7 @@ FILLED = buffer.init(3, {"x": jnp.zeros(2), "w": jnp.zeros(())})
                ValueError, "step must be finite and positive, got 0.0"),
         raises(lambda: bootstrap.intermediate_time(0.5, 2.0),
                ValueError, r"step must be in \(0, 1\], got 2.0"),
-        raises(lambda: bootstrap.one_site_target(KEY, lambda x, t: x, PATH, X, jnp.full(2, 0.5)),
+        raises(lambda: bootstrap.local_target(KEY, lambda x, t: x, PATH, X, jnp.full(2, 0.5)),
                ValueError, r"log_density must return shape \(6,\), got \(6, 3\)"),
         raises(lambda: metrics.reweighted_mean(jnp.zeros(3), jnp.zeros(4)),
                ValueError, r"values must have leading size 4, got shape \(3,\)"),
@@ -250,7 +250,7 @@ def test_kernel(call, error, message):
     check(call, error, message)
 
 
-WEIGHTED = algorithms.Weighted(PATH, losses.DenoiserHead(PATH), lambda params, x, t: UNIFORM(x, t))
+WEIGHTED = algorithms.Weighted(PATH, heads.DenoiserHead(PATH), lambda params, x, t: UNIFORM(x, t))
 
 
 def make(process=ANY, energy=PROBLEM, **sizes):

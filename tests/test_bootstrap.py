@@ -18,11 +18,11 @@ KEY = jax.random.key(2)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_one_site_target_is_exact_for_an_exact_g(x64, seed):
+def test_local_target_is_exact_for_an_exact_g(x64, seed):
     """`PROBLEM` is NaN on a mask, so a finite target shows that E never saw one."""
     boundary_g = bootstrap.relative_boundary(PROBLEM, PROBLEM.g, PATH)
     t = jnp.linspace(0.01, 0.99, len(X))
-    fn = jax.jit(lambda key, x, t: bootstrap.one_site_target(key, boundary_g, PATH, x, t))
+    fn = jax.jit(lambda key, x, t: bootstrap.local_target(key, boundary_g, PATH, x, t))
     came = fn(jax.random.key(seed), X, t)
     np.testing.assert_allclose(came, PROBLEM.g(X), atol=1e-12)
     # The same numbers from the keys of a shard.
@@ -30,12 +30,12 @@ def test_one_site_target_is_exact_for_an_exact_g(x64, seed):
     np.testing.assert_array_equal(fn(keys[5:9], X[5:9], t[5:9]), came[5:9])
 
 
-def test_one_site_target_draws_masked_sites_uniformly():
+def test_local_target_draws_masked_sites_uniformly():
     """A g that depends on the site it differs at tells which one was drawn."""
     n = 4000
     x = jnp.tile(jnp.array([[3, 1, 3]]), (n, 1))
     g = lambda x, t: jnp.where(x[:, 0] != 3, 0.0, 1.0)  # 0 where site 0 was drawn, 1 for site 2
-    came = np.asarray(bootstrap.one_site_target(KEY, g, PATH, x, jnp.full(n, 0.5)))
+    came = np.asarray(bootstrap.local_target(KEY, g, PATH, x, jnp.full(n, 0.5)))
     assert set(np.round(came, 5)) == {0.0, 1.0}
     assert abs(came.mean() - 0.5) < 4 * 0.5 / np.sqrt(n)  # 4 standard errors
 

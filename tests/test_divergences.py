@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from egm import divergences, importance, losses
+from egm import divergences, heads, importance, losses
 
 RNG = np.random.default_rng(0)
 SHAPE = (2, 3, 4)
@@ -142,7 +142,7 @@ def test_snis_bias_is_of_order_one_over_k(x64):
 
 def test_denoiser_head(x64):
     problem = contract.token_problem()
-    head, x = losses.DenoiserHead(problem.path), jnp.asarray(problem.partial)
+    head, x = heads.DenoiserHead(problem.path), jnp.asarray(problem.partial)
     logits = jnp.asarray(RNG.normal(size=(*x.shape, 3)))
     p = head.generator(logits, x)
     np.testing.assert_allclose(jnp.sum(p, -1), 1)
@@ -160,15 +160,15 @@ def test_denoiser_head(x64):
 
 def test_conditional_targets():
     problem = contract.token_problem()
-    head, x = losses.DenoiserHead(problem.path), jnp.asarray(problem.states)
-    np.testing.assert_array_equal(head.conditional_target(x, problem), jax.nn.one_hot(x, 3))
-    np.testing.assert_array_equal(head.conditional_target(x, None), jax.nn.one_hot(x, 3))
+    head, x = heads.DenoiserHead(problem.path), jnp.asarray(problem.states)
+    np.testing.assert_array_equal(head.conditional_target(x, energy=problem), jax.nn.one_hot(x, 3))
+    np.testing.assert_array_equal(head.conditional_target(x), jax.nn.one_hot(x, 3))
 
     class WithConditionals:
         def single_site_conditionals(self, x):
             return jnp.log(1.0 + jax.nn.one_hot(x, 3))
 
-    came = head.conditional_target(x, WithConditionals())
+    came = head.conditional_target(x, energy=WithConditionals())
     np.testing.assert_allclose(came, (1 + jax.nn.one_hot(x, 3)) / 4, rtol=1e-6)
 
 

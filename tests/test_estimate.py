@@ -14,7 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import egm
-from egm import bootstrap, losses, paths
+from egm import bootstrap, heads, losses, paths
 
 PROBLEM = contract.token_problem()
 PATH = PROBLEM.path
@@ -214,7 +214,7 @@ def test_no_weight_at_all(value, counted):
 @jax.jit
 def _losses(est, logits):
     """(gradient, losses [N]) of both pointwise losses against an estimate."""
-    head = losses.DenoiserHead(PATH)
+    head = heads.DenoiserHead(PATH)
 
     def loss(logits):
         each = losses.generator_loss(lambda a, b: head.divergence(a, b, X), est, logits)

@@ -13,7 +13,7 @@ import pytest
 from contract import token_problem
 from jax.sharding import PartitionSpec as P
 
-from egm import algorithms, iteration, losses, training
+from egm import algorithms, heads, iteration, training
 from egm.processes import AnyOrderProcess, JumpProcess
 
 KEY = jax.random.key(8)
@@ -144,11 +144,11 @@ def log_marginal(params, x, t):
     return mlp(params, x)[:, 0]
 
 
-WEIGHTED = algorithms.Weighted(PATH, losses.DenoiserHead(PATH), denoiser)
+WEIGHTED = algorithms.Weighted(PATH, heads.DenoiserHead(PATH), denoiser)
 ANY = AnyOrderProcess(PATH)
 LOCAL = algorithms.LocalBootstrap(PATH, log_marginal)
 BOOTSTRAP = algorithms.Bootstrap(
-    PATH, losses.DenoiserHead(PATH), denoiser, log_marginal, num_samples=200, step=0.1
+    PATH, heads.DenoiserHead(PATH), denoiser, log_marginal, num_samples=200, step=0.1
 )
 NAMES = ["weighted", "local bootstrap"]
 CONFIG = iteration.IterationConfig(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
-from egm.typing import Array, Key, ModelFn
+from egm.typing import Array, Key, ModelFn, Moments
 
 
 class Kernel(NamedTuple):
@@ -132,28 +132,65 @@ class GaussianPath(abc.ABC):
         self.batch_shape(x)
         return jnp.all(jnp.isfinite(x), axis=-1)
 
-    def determined(self, x: Array) -> Array:
-        """[...] False: before t = 1 no state fixes x_1."""
-        return jnp.zeros(self.batch_shape(x), bool)
+    def determined(self, x: Array, t: Array | None = None) -> Array:
+        """[...] whether t = 1: before that no state fixes x_1."""
+        batch = self.batch_shape(x)
+        return jnp.zeros(batch, bool) if t is None else jnp.broadcast_to(t, batch) >= 1
 
     def data_state(self, x: Array) -> Array:
         """`x` itself: every value is one that data can have."""
         return x
 
-    def sample_prior(self, key: Key, shape: tuple[int, ...]) -> Array:
-        """[..., D] = `shape`, from N(0, prior_variance I), in the default float dtype."""
+    def sample_prior(self, key: Key, shape: tuple[int, ...], moments: Moments | None = None) -> Array:
+        """[..., D] = `shape`, in the default float dtype.
+
+        From N(0, prior_variance I), or, with the data's moments, from the normal distribution that
+        has the mean and variances of the marginal at `t_min`.
+        """
         shape = tuple(checks.positive_int(n, "every size in shape", minimum=0) for n in shape)
         if not shape:
             raise ValueError("shape must have at least 1 axis, the state's, got ()")
         self._check_size(shape[-1], "shape")
-        return math.sqrt(self.prior_variance) * self.standard_normal(key, shape)
+        mean, variance = self._prior(shape[-1], moments)
+        noise = self.standard_normal(key, shape)
+        return jnp.broadcast_to(mean, shape) + jnp.broadcast_to(jnp.sqrt(variance), shape) * noise
 
-    def prior_log_density(self, x_0: Array) -> Array:
-        """[...] normalised log-density of `sample_prior`."""
-        batch = self.batch_shape(x_0, "x_0")
+    def prior_log_density(self, x_0: Array, moments: Moments | None = None) -> Array:
+        """[...] normalised log-density of `sample_prior` with the same moments."""
+        self.batch_shape(x_0, "x_0")
         x_0 = jnp.asarray(x_0)
-        variance = jnp.full(batch, self.prior_variance, x_0.dtype)
-        return self.normal_log_density(x_0, jnp.zeros_like(x_0), variance)
+        size = x_0.shape[-1]
+        parts = self._prior(size, moments)
+        mean, variance = (jnp.broadcast_to(a.astype(x_0.dtype), x_0.shape) for a in parts)
+        distance = jnp.sum(jnp.square(x_0 - mean) / variance, axis=-1)
+        # On a subspace the variances are all equal: their logarithms count once a dimension.
+        log_volume = jnp.sum(jnp.log(2 * math.pi * variance), axis=-1) * (self.dimension(size) / size)
+        return -0.5 * (distance + log_volume)
+
+    def _prior(self, size, moments):
+        """Mean and variance, [D] each."""
+        if moments is None:
+            return jnp.zeros(size), jnp.full(size, self.prior_variance)
+        for name, value in moments._asdict().items():
+            if jnp.shape(value) != (size,):
+                raise ValueError(f"moments.{name} must have shape ({size},), got {jnp.shape(value)}")
+        first = jnp.asarray(self.t_min, float)
+        alpha = self.alpha(first)
+        return alpha * moments.mean, alpha**2 * moments.variance + self.variance(first)
+
+    def moments(self, x_1: Array, weights: Array) -> Moments:
+        """Weighted mean and variance of each coordinate.
+
+        Args:
+          x_1: [N, D] data. weights: [N], sum 1 (all zeros give zeros).
+        """
+        mean = weights @ x_1
+        return Moments(mean, weights @ jnp.square(x_1 - mean[None]))
+
+    def reference_energy(self, x_1: Array, moments: Moments) -> Array:
+        """[...] sum over coordinates of (x_1 - mean)^2 / (2 variance)."""
+        mean, variance = (jnp.broadcast_to(a, x_1.shape) for a in moments)
+        return 0.5 * jnp.sum(jnp.square(x_1 - mean) / variance, axis=-1)
 
     # Kernels.
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from egm import checks
 from egm.paths._gaussian_base import GaussianPath, Kernel
-from egm.typing import Array
+from egm.typing import Array, Moments
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,12 @@ class CenteredPath(GaussianPath):
     def dimension(self, trailing_size: int) -> int:
         """(N - 1) d."""
         return (self.num_particles - 1) * self.spatial_dim
+
+    def moments(self, x_1: Array, weights: Array) -> Moments:
+        """Mean 0 and one variance for all coordinates, so that the prior keeps every symmetry."""
+        size = x_1.shape[-1]
+        variance = jnp.sum(weights * jnp.sum(jnp.square(x_1), axis=-1)) / self.dimension(size)
+        return Moments(jnp.zeros(size, x_1.dtype), jnp.full(size, variance))
 
     @property
     def t_min(self) -> float:

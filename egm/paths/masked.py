@@ -86,23 +86,34 @@ class MaskedPath:
         """[..., L] bool, where the mask stands."""
         return x == self.vocab_size
 
-    def determined(self, x: Array) -> Array:
-        """[...] bool, whether no site is masked."""
+    def determined(self, x: Array, t: Array | None = None) -> Array:
+        """[...] bool, whether no site is masked, whatever the time."""
+        del t
         return ~jnp.any(self.masked(x), axis=-1)
 
     def data_state(self, x: Array) -> Array:
         """`x` with token 0 in place of every mask."""
         return jnp.where(self.masked(x), 0, x)
 
-    def sample_prior(self, key: Key, shape: tuple[int, ...]) -> Array:
-        """All sites masked, int32 of the given shape; the key is not needed."""
-        del key
+    def sample_prior(self, key: Key, shape: tuple[int, ...], moments: None = None) -> Array:
+        """All sites masked, int32 of the given shape; the key and moments are not needed."""
+        del key, moments
         return jnp.full(shape, self.vocab_size, jnp.int32)
 
-    def prior_log_density(self, x_0: Array) -> Array:
+    def prior_log_density(self, x_0: Array, moments: None = None) -> Array:
         """[...] 0 where every site is masked, -inf elsewhere."""
+        del moments
         self.batch_shape(x_0, "x_0")
         return jnp.where(jnp.all(self.masked(x_0), axis=-1), 0.0, -jnp.inf)
+
+    def moments(self, x_1: Array, weights: Array) -> None:
+        """None: the prior knows nothing of the data."""
+        del x_1, weights
+
+    def reference_energy(self, x_1: Array, moments: None) -> Array:
+        """[...] zeros: the reference is uniform. Also for probabilities [..., L, V] in place of tokens."""
+        del moments
+        return jnp.zeros(x_1.shape[: -1 if jnp.issubdtype(x_1.dtype, jnp.integer) else -2])
 
     def sample(self, key: Key, x_1: Array, t: Array) -> Array:
         """x_t ~ p_{t|1}(. | x_1): every site is hidden with probability 1 - kappa_t."""

@@ -55,6 +55,14 @@ class ProductPath:
         """The parts, in the structure they were given in."""
         return self._treedef.unflatten(self._leaves)
 
+    def leaves_with(self, tree: PyTree) -> tuple[list[Path], list[Any]]:
+        """(the parts, the subtrees of `tree` at their places), both in the paths' order."""
+        return list(self._leaves), self._parts(tree, "tree")
+
+    def unflatten(self, parts: Any) -> PyTree:
+        """The pytree of what each part has, given in the paths' order."""
+        return self._treedef.unflatten(parts)
+
     @property
     def t_min(self) -> float:
         """The largest `t_min` of the parts."""
@@ -96,24 +104,34 @@ class ProductPath:
         """[...] bool, whether every part is legal."""
         return functools.reduce(operator.and_, self._each("contains", self._parts(x, "x")))
 
-    def determined(self, x: PyTree) -> Array:
+    def determined(self, x: PyTree, t: Array | None = None) -> Array:
         """[...] bool, whether every part fixes its x_1."""
-        return functools.reduce(operator.and_, self._each("determined", self._parts(x, "x")))
+        each = self._each("determined", self._parts(x, "x"), self._all(t))
+        return functools.reduce(operator.and_, each)
 
     def data_state(self, x: PyTree) -> PyTree:
         """The state of the parts' data states."""
         return self._map("data_state", self._parts(x, "x"))
 
-    def sample_prior(self, key: Key, shape: PyTree) -> PyTree:
-        """States at time 0; `shape` is the pytree of the parts' full shapes."""
-        x_0 = self._map("sample_prior", self._keys(key), self._parts(shape, "shape"))
+    def sample_prior(self, key: Key, shape: PyTree, moments: PyTree = None) -> PyTree:
+        """States at the first time; `shape` is the pytree of the parts' full shapes."""
+        parts = self._parts(shape, "shape"), self._moments(moments)
+        x_0 = self._map("sample_prior", self._keys(key), *parts)
         self.batch_shape(x_0, "the state of this shape")
         return x_0
 
-    def prior_log_density(self, x_0: PyTree) -> Array:
+    def prior_log_density(self, x_0: PyTree, moments: PyTree = None) -> Array:
         """[...] normalised log-density of `sample_prior`, the sum over the parts."""
         self.batch_shape(x_0, "x_0")
-        return self._total("prior_log_density", self._parts(x_0, "x_0"))
+        return self._total("prior_log_density", self._parts(x_0, "x_0"), self._moments(moments))
+
+    def moments(self, x_1: PyTree, weights: Array) -> PyTree:
+        """The pytree of the parts' moments."""
+        return self._map("moments", self._parts(x_1, "x_1"), self._all(weights))
+
+    def reference_energy(self, x_1: PyTree, moments: PyTree) -> Array:
+        """[...] the sum over the parts."""
+        return self._total("reference_energy", self._parts(x_1, "x_1"), self._moments(moments))
 
     # Kernels.
 
@@ -219,6 +237,9 @@ class ProductPath:
 
     def _all(self, value):
         return [value] * len(self._leaves)
+
+    def _moments(self, moments):
+        return self._all(None) if moments is None else self._parts(moments, "moments")
 
     def _keys(self, key):
         checks.key_array(key)
