@@ -1,5 +1,28 @@
 """Flax networks for generators and log-marginals; import them as `egm.networks`."""
 
+from egm.networks.mixed import EGNNMixed, EGNNMixedLogMarginal, MLPMixed, MLPMixedLogMarginal
+from egm.networks.particles import EGNN, EGNNLogMarginal
 from egm.networks.tokens import MLPDenoiser, MLPLogMarginal, TorusDenoiser, TorusLogMarginal
+from egm.networks.vectors import (
+    MLPVector,
+    MLPVectorLogMarginal,
+    energy_log_marginal,
+    gaussian_log_marginal,
+)
 
-__all__ = ["MLPDenoiser", "MLPLogMarginal", "TorusDenoiser", "TorusLogMarginal"]
+__all__ = [
+    "EGNN",
+    "EGNNLogMarginal",
+    "EGNNMixed",
+    "EGNNMixedLogMarginal",
+    "MLPDenoiser",
+    "MLPLogMarginal",
+    "MLPMixed",
+    "MLPMixedLogMarginal",
+    "MLPVector",
+    "MLPVectorLogMarginal",
+    "TorusDenoiser",
+    "TorusLogMarginal",
+    "energy_log_marginal",
+    "gaussian_log_marginal",
+]

@@ -1,0 +1,151 @@
+"""Networks on mixed states {"x": [N, D], "h": [N, L]}: a vector of a Gaussian path and tokens.
+
+`module.apply(params, state, t [N])`; h may hold masks (token V). Raw generators are dicts
+{"x": [N, D, 2], "h": [N, L, V]}: F and G for the vector (`egm.networks.vectors`), logits for tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from egm import checks
+from egm.networks._features import Features, ResidualMLP, mixed_state, one_hot_tokens, small_init
+from egm.networks.particles import Messages, message_fields, raw_outputs, summed
+from egm.paths._gaussian_base import GaussianPath
+from egm.typing import Array
+
+Mixed = dict[str, Array]
+Skip = Callable[[Mixed, Array], Array]
+
+
+class MLPMixed(nn.Module):
+    """Raw outputs {"x": [N, D, num_outputs], "h": [N, L, V]} of a time-conditioned residual MLP.
+
+    Attributes:
+      gaussian_path: the path of x.
+      vocab_size: V, the mask not counted.
+      length_scale: s, the finest length of x under the target.
+      data_scale: S, its standard deviation about `center`.
+      center: c, a number or D numbers.
+      width: of the hidden layers.
+      depth: number of hidden layers.
+      num_frequencies: of the Fourier features of x, as for `MLPVector`.
+      num_outputs: numbers a coordinate of x.
+    """
+
+    gaussian_path: GaussianPath
+    vocab_size: int
+    length_scale: float = 1.0
+    data_scale: float = 1.0
+    center: float | tuple[float, ...] = 0.0
+    width: int = 128
+    depth: int = 3
+    num_frequencies: int | None = None
+    num_outputs: int = 2
+
+    @nn.compact
+    def __call__(self, state: Mixed, t: Array) -> Mixed:
+        hidden, dim, sites = _hidden(self, state, t)
+        size = dim * self.num_outputs
+        out = nn.Dense(size + sites * self.vocab_size, kernel_init=small_init)(hidden)
+        return {
+            "x": out[:, :size].reshape(-1, dim, self.num_outputs),
+            "h": out[:, size:].reshape(-1, sites, self.vocab_size),
+        }
+
+
+class MLPMixedLogMarginal(nn.Module):
+    """g [N] from the same network; attributes as for `MLPMixed`, `skip(state, t)` a closed form of g."""
+
+    gaussian_path: GaussianPath
+    vocab_size: int
+    length_scale: float = 1.0
+    data_scale: float = 1.0
+    center: float | tuple[float, ...] = 0.0
+    width: int = 128
+    depth: int = 3
+    num_frequencies: int | None = None
+    skip: Skip | None = None
+
+    @nn.compact
+    def __call__(self, state: Mixed, t: Array) -> Array:
+        hidden, _, _ = _hidden(self, state, t)
+        out = nn.Dense(1, kernel_init=small_init)(hidden)[:, 0]
+        return out if self.skip is None else out + self.skip(state, t)
+
+
+class EGNNMixed(nn.Module):
+    """{"x": [N, P * d, num_outputs], "h": [N, P, V]} for P particles, each with a position and a type.
+
+    x is as for `EGNN`; the logits are invariant under motions, and permute with the particles.
+
+    Attributes:
+      gaussian_path: the path of x, centred or not.
+      num_particles: P.
+      spatial_dim: d.
+      vocab_size: V types, the mask not counted.
+      length_scale: s, the finest length of x under the target.
+      data_scale: S, the standard deviation of a coordinate.
+      width: of the particles' hidden values.
+      depth: number of rounds of messages.
+      num_outputs: numbers a coordinate of x.
+      edge_width: of the messages.
+    """
+
+    gaussian_path: GaussianPath
+    num_particles: int
+    spatial_dim: int
+    vocab_size: int
+    length_scale: float = 1.0
+    data_scale: float = 1.0
+    width: int = 64
+    depth: int = 3
+    num_outputs: int = 2
+    edge_width: int = 32
+
+    @nn.compact
+    def __call__(self, state: Mixed, t: Array) -> Mixed:
+        x, h = mixed_state(state)
+        checks.positive_int(self.vocab_size, "vocab_size")
+        nodes, vectors = Messages(*message_fields(self), self.vocab_size)(x, t, h)
+        logits = nn.Dense(self.vocab_size, kernel_init=small_init)(nn.silu(nodes))
+        return {"x": raw_outputs(nodes, vectors, self.num_outputs), "h": logits}
+
+
+class EGNNMixedLogMarginal(nn.Module):
+    """Invariant g [N]; attributes as for `EGNNMixed`, `skip(state, t)` a closed form of g."""
+
+    gaussian_path: GaussianPath
+    num_particles: int
+    spatial_dim: int
+    vocab_size: int
+    length_scale: float = 1.0
+    data_scale: float = 1.0
+    width: int = 64
+    depth: int = 3
+    skip: Skip | None = None
+    edge_width: int = 32
+
+    @nn.compact
+    def __call__(self, state: Mixed, t: Array) -> Array:
+        x, h = mixed_state(state)
+        checks.positive_int(self.vocab_size, "vocab_size")
+        nodes, _ = Messages(*message_fields(self), self.vocab_size, vectors=False)(x, t, h)
+        out = summed(nodes)
+        return out if self.skip is None else out + self.skip(state, t)
+
+
+def _hidden(module, state, t):
+    x, h = mixed_state(state)
+    checks.positive_int(module.vocab_size, "vocab_size")
+    features = Features(
+        module.gaussian_path, module.length_scale, module.data_scale, module.center, module.num_frequencies
+    )
+    x, t = features.inputs(x, t)
+    tokens = one_hot_tokens(h, "h", x.shape[0], module.vocab_size, x.dtype)
+    inputs = jnp.concatenate([features.position(x, t), tokens.reshape(x.shape[0], -1)], axis=-1)
+    trunk = ResidualMLP(module.width, module.depth)
+    return trunk(inputs, features.time(t, x.dtype)), x.shape[-1], tokens.shape[1]

@@ -1,0 +1,193 @@
+"""Networks on particles: equivariant under rotations, reflections and permutations, blind to translations.
+
+`module.apply(params, x [N, P * d], t [N])`, the positions of P particles one after another; x is centred
+first. Messages depend on distances alone and pass between all pairs; vectors are sums of
+differences of positions weighted by them.
+
+Source: E(n) Equivariant Graph Neural Networks (arXiv 2102.09844), without its updates of positions, so that
+features of distances are computed once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from egm import checks
+from egm.networks._features import Features, modulated, one_hot_tokens, small_init
+from egm.paths._gaussian_base import GaussianPath
+from egm.typing import Array
+
+Skip = Callable[[Array, Array], Array]
+
+
+class EGNN(nn.Module):
+    """Raw outputs [N, P * d, num_outputs]: a centred equivariant vector field, then invariant numbers.
+
+    The first output is F, whose mean over particles is zero. The others (G, of the posterior's variance)
+    are one number a particle, the same for its d coordinates.
+
+    Attributes:
+      gaussian_path: the path, centred or not.
+      num_particles: P.
+      spatial_dim: d.
+      length_scale: s, the finest length of the target.
+      data_scale: S, the standard deviation of a coordinate.
+      width: of the particles' hidden values.
+      depth: number of rounds of messages.
+      num_types: V; where it is not 0, calls take types [N, P], with V for a mask.
+      num_outputs: numbers a coordinate.
+      edge_width: of the messages.
+    """
+
+    gaussian_path: GaussianPath
+    num_particles: int
+    spatial_dim: int
+    length_scale: float = 1.0
+    data_scale: float = 1.0
+    width: int = 64
+    depth: int = 3
+    num_types: int = 0
+    num_outputs: int = 2
+    edge_width: int = 32
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, types: Array | None = None) -> Array:
+        nodes, vectors = Messages(*message_fields(self), self.num_types)(x, t, types)
+        return raw_outputs(nodes, vectors, self.num_outputs)
+
+
+class EGNNLogMarginal(nn.Module):
+    """Invariant g [N], a sum over particles; attributes as for `EGNN`, `skip(x, t)` a closed form of g.
+
+    `skip` sees x as it is passed, not centred.
+    """
+
+    gaussian_path: GaussianPath
+    num_particles: int
+    spatial_dim: int
+    length_scale: float = 1.0
+    data_scale: float = 1.0
+    width: int = 64
+    depth: int = 3
+    num_types: int = 0
+    skip: Skip | None = None
+    edge_width: int = 32
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, types: Array | None = None) -> Array:
+        nodes, _ = Messages(*message_fields(self), self.num_types, vectors=False)(x, t, types)
+        out = summed(nodes)
+        return out if self.skip is None else out + self.skip(x, t)
+
+
+class Messages(nn.Module):
+    """The rounds of messages: hidden values [N, P, C] and vectors [N, P, d] (None without `vectors`)."""
+
+    gaussian_path: GaussianPath
+    num_particles: int
+    spatial_dim: int
+    length_scale: float
+    data_scale: float
+    width: int
+    depth: int
+    edge_width: int
+    num_types: int
+    vectors: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, types: Array | None) -> tuple[Array, Array | None]:
+        features = Features(self.gaussian_path, self.length_scale, self.data_scale)
+        x, t = features.inputs(x, t)
+        x = _centered_particles(x, self.num_particles, self.spatial_dim)
+        time = features.time(t, x.dtype)
+        fine, coarse = (v.astype(x.dtype).reshape(-1, 1, 1) for v in features.variances(t))
+        difference = x[:, :, None] - x[:, None]
+        square = jnp.sum(jnp.square(difference), axis=-1)
+        radial = _radial(square, fine, coarse, self.data_scale / self.length_scale)
+
+        h = jnp.broadcast_to(nn.Dense(self.width)(time)[:, None], (*x.shape[:2], self.width))
+        if types is not None or self.num_types:
+            h = h + nn.Dense(self.width, use_bias=False)(self._types(types, x))
+        share = 1 / math.sqrt(self.num_particles)
+        inverse = share * jax.lax.rsqrt(square + fine)
+        field = jnp.zeros_like(x) if self.vectors else None
+        for _ in range(checks.positive_int(self.depth, "depth")):
+            receiver = nn.Dense(self.edge_width)(h)[:, :, None]
+            sender = nn.Dense(self.edge_width, use_bias=False)(h)[:, None]
+            message = receiver + sender + nn.Dense(self.edge_width, use_bias=False)(radial)
+            message = nn.silu(nn.Dense(self.edge_width)(nn.silu(message)))
+            if self.vectors:
+                weight = nn.Dense(1, use_bias=False, kernel_init=small_init)(message)[..., 0] * inverse
+                field = field + jnp.sum(weight[..., None] * difference, axis=2)
+            received = jnp.concatenate([h, share * jnp.sum(message, axis=2)], axis=-1)
+            hidden = nn.silu(modulated(nn.Dense(self.width)(received), time))
+            h = h + nn.Dense(self.width)(hidden)
+        if self.vectors:
+            field = field - jnp.mean(field, axis=1, keepdims=True)
+        return h, field
+
+    def _types(self, types, x):
+        if types is None:
+            raise ValueError(f"types must be given, [N, {x.shape[1]}], to a network with num_types > 0")
+        if not self.num_types:
+            raise ValueError("types were given to a network with num_types = 0")
+        out = one_hot_tokens(types, "types", x.shape[0], self.num_types, x.dtype)
+        if out.shape[1] != x.shape[1]:
+            raise ValueError(f"types must have trailing size {x.shape[1]}, the particles, got {out.shape[1]}")
+        return out
+
+
+def _centered_particles(x, num_particles, spatial_dim):
+    checks.positive_int(num_particles, "num_particles", minimum=2)
+    checks.positive_int(spatial_dim, "spatial_dim")
+    if x.shape[-1] != num_particles * spatial_dim:
+        raise ValueError(
+            f"x has trailing size {x.shape[-1]}, this network has {num_particles} particles in "
+            f"{spatial_dim} dimensions, {num_particles * spatial_dim} in all"
+        )
+    x = x.reshape(-1, num_particles, spatial_dim)
+    return x - jnp.mean(x, axis=1, keepdims=True)
+
+
+def _radial(square, fine, coarse, ratio):
+    """[N, P, P, 9] features of squared distances, smooth at 0; `ratio` is S / s.
+
+    The log of the distance covers both lengths; its harmonics resolve it. The variances [N, 1, 1] are
+    those of x_t, so that all of it fades into the noise together.
+    """
+    log = jnp.log1p(square / fine) / math.log1p(8 * max(ratio, 1.0) ** 2)
+    sin, cos = jnp.sin(math.pi * log), jnp.cos(math.pi * log)
+    out = [log, square / (square + fine), square / (square + coarse)]
+    for k in range(3):
+        if k:
+            sin, cos = 2 * sin * cos, 1 - 2 * sin * sin
+        out += [sin, cos]
+    return jnp.stack(out, axis=-1)
+
+
+def message_fields(module: nn.Module) -> tuple:
+    """The fields that `Messages` shares with the networks built on it."""
+    names = ("num_particles", "spatial_dim", "length_scale", "data_scale", "width", "depth", "edge_width")
+    return module.gaussian_path, *(getattr(module, name) for name in names)
+
+
+def raw_outputs(nodes: Array, vectors: Array, num_outputs: int) -> Array:
+    """[N, P * d, num_outputs] from hidden values [N, P, C] and vectors [N, P, d]."""
+    checks.positive_int(num_outputs, "num_outputs")
+    out = vectors[..., None]
+    if num_outputs > 1:
+        scalars = nn.Dense(num_outputs - 1, kernel_init=small_init)(nn.silu(nodes))
+        scalars = jnp.broadcast_to(scalars[:, :, None], (*vectors.shape, num_outputs - 1))
+        out = jnp.concatenate([out, scalars], axis=-1)
+    return out.reshape(out.shape[0], -1, num_outputs)
+
+
+def summed(nodes: Array) -> Array:
+    """[N] a small invariant number from hidden values [N, P, C]."""
+    hidden = nn.silu(nn.Dense(nodes.shape[-1])(nodes))
+    return jnp.sum(nn.Dense(1, kernel_init=small_init)(hidden)[..., 0], axis=-1)
