@@ -188,6 +188,8 @@ class Bootstrap:
       num_samples: K.
       step: h = r - t.
       chunk_size: most samples held at once, as in `egm.estimate`.
+      skip: a closed form that is added to the network's g, `ModelFn = skip(energy)`, made of the
+        annealed energy; `egm.networks.energy_log_marginal` is one.
     """
 
     path: Path
@@ -197,6 +199,7 @@ class Bootstrap:
     num_samples: int = 1000
     step: float = 0.01
     chunk_size: int | None = 1024
+    skip: Callable[[Energy], ModelFn] | None = None
     draws_by_weight: bool = False
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
@@ -213,13 +216,13 @@ class Bootstrap:
         k_noise, k_estimate = random.split(keys)
         x_t = random.per_example(self.path.sample, k_noise, x_1, t)
 
-        def g(x, s):
-            return self.apply_log_marginal(target_params["log_marginal"], x, s)
+        def g(p):
+            return _with_skip(self.apply_log_marginal, p["log_marginal"], self.skip, energy)
 
         est = estimate(
             k_estimate,
             self.path,
-            bootstrap.boundary(energy, g, self.path),
+            bootstrap.boundary(energy, g(target_params), self.path),
             x_t,
             t,
             bootstrap.intermediate_time(t, self.step),
@@ -229,7 +232,7 @@ class Bootstrap:
         output = self.apply(params["generator"], x_t, t)
         generator_loss, metrics = _compare(self.head, est, output, x_t, t, energy)
         target = est.log_marginal - self.path.log_normalizer(x_t, t, jnp.ones_like(t))
-        prediction = self.apply_log_marginal(params["log_marginal"], x_t, t)
+        prediction = g(params)(x_t, t)
         phi_loss = losses.log_marginal_loss(target, prediction, est.valid & ~self.path.determined(x_t))
         return generator_loss + phi_loss, metrics | _estimate_metrics(est)
 
@@ -245,12 +248,14 @@ class LocalBootstrap:
       path: the path.
       apply: g, `[N] = apply(params, x, t)`.
       num_steps: of the grid `path.times` that a step is taken on, on Gaussian paths.
+      skip: as for `Bootstrap`.
       draws_by_weight: whether x_1 is drawn by path weight.
     """
 
     path: Path
     apply: Apply
     num_steps: int = 100
+    skip: Callable[[Energy], ModelFn] | None = None
     draws_by_weight: bool = True
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
@@ -261,19 +266,29 @@ class LocalBootstrap:
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`; where x_1 is all but known the energy itself gives the generator."""
-        g = bootstrap.relative_boundary(energy, lambda x, t: self.apply(params, x, t), self.path)
+        g = bootstrap.relative_boundary(energy, self._g(params, energy), self.path)
         return bootstrap.LocalGenerator(self.path, g)
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""
         k_noise, k_local = random.split(keys)
         x_t = random.per_example(self.path.sample, k_noise, x_1, t)
-        g = bootstrap.relative_boundary(energy, lambda x, s: self.apply(target_params, x, s), self.path)
+        g = bootstrap.relative_boundary(energy, self._g(target_params, energy), self.path)
         target = bootstrap.local_target(k_local, g, self.path, x_t, t, self.num_steps)
-        prediction = self.apply(params, x_t, t)
+        prediction = self._g(params, energy)(x_t, t)
         # The target is exact given the target parameters: no mean of an exponential is being estimated.
         loss = losses.log_marginal_loss(target, prediction, ~self.path.determined(x_t), _squared)
         return loss, {}
+
+    def _g(self, params, energy):
+        return _with_skip(self.apply, params, self.skip, energy)
+
+
+def _with_skip(apply, params, skip, energy) -> ModelFn:
+    if skip is None:
+        return lambda x, t: apply(params, x, t)
+    closed = skip(energy)
+    return lambda x, t: apply(params, x, t) + closed(x, t)
 
 
 def _squared(target: Array, prediction: Array) -> Array:

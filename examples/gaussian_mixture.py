@@ -1,0 +1,29 @@
+"""Learn a sampler of a mixture of 25 normal distributions from its energy alone.
+
+python examples/gaussian_mixture.py                       # about a minute
+python examples/gaussian_mixture.py --process=flow --algorithm=naive
+Writes gaussian_mixture.png and results.json to --output_dir.
+"""
+
+import time
+
+START = time.time()
+
+from absl import app  # noqa: E402
+from continuous import Settings, run  # noqa: E402
+
+import egm  # noqa: E402
+from egm import networks  # noqa: E402
+
+
+def make_networks(path, **shape):
+    return networks.MLPVector(path, **shape), networks.MLPVectorLogMarginal(path, **shape)
+
+
+def main(_):
+    energy = egm.energies.GaussianMixture()
+    run("gaussian_mixture", energy, Settings(search_radius=10.0), make_networks, START)
+
+
+if __name__ == "__main__":
+    app.run(main)

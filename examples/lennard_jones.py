@@ -1,0 +1,34 @@
+"""Learn a sampler of a cluster of 13 Lennard-Jones particles from its energy alone.
+
+python examples/lennard_jones.py --seconds=1200
+Writes lennard_jones.png and results.json to --output_dir. The reference chains are run once and cached.
+"""
+
+import time
+
+START = time.time()
+
+from absl import app, flags  # noqa: E402
+from continuous import Settings, run  # noqa: E402
+
+import egm  # noqa: E402
+from egm import networks  # noqa: E402
+
+NUM_PARTICLES = flags.DEFINE_integer("num_particles", 13, "Particles of the cluster.")
+
+
+def make_networks(path, **shape):
+    args = (path, path.num_particles, path.spatial_dim)
+    return networks.EGNN(*args, **shape), networks.EGNNLogMarginal(*args, **shape)
+
+
+def main(_):
+    energy = egm.energies.LennardJones(NUM_PARTICLES.value, 3)
+    settings = Settings(
+        search_radius=1.0, particles=(NUM_PARTICLES.value, 3), num_simulated=500, batch_size=128
+    )
+    run("lennard_jones", energy, settings, make_networks, START)
+
+
+if __name__ == "__main__":
+    app.run(main)
