@@ -229,7 +229,8 @@ def test_gaussian_log_marginal_against_quadrature(path):
     )
     ends = jnp.array([0.0, path.t_min, 0.5, 1.0])
     assert all_finite(jax.jit(jax.grad(lambda t: jnp.sum(closed(1e3 * x, t))))(ends))
-    assert hash(closed) == hash(networks.gaussian_log_marginal(path, 0.5, 3.0, offset=2.0))
+    as_array, as_tuple = (networks.gaussian_log_marginal(path, c) for c in (np.array([0.5]), (0.5,)))
+    assert hash(as_array) == hash(as_tuple) and as_array == as_tuple
 
 
 class Repulsion:

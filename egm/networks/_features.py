@@ -60,6 +60,8 @@ class Features:
         checks.positive_float(self.data_scale, "data_scale")
         if self.num_frequencies is not None:
             checks.positive_int(self.num_frequencies, "num_frequencies", minimum=0)
+        if np.ndim(self.center):  # an array is no hashable field
+            object.__setattr__(self, "center", tuple(float(c) for c in self.center))
 
     @property
     def frequencies(self) -> tuple[float, ...]:
