@@ -40,8 +40,8 @@ class DiffusionProcess:
 
     With a coefficient both kernels are Euler-Maruyama steps, g = g(t) and h = r - t: forward
     N(x_t + h (u + g^2 s/2)(x_t, t), g^2 h), backward N(x_r - h (u - g^2 s/2)(x_r, r), g^2 h). Where
-    g(t) = 0 a step is the flow's Euler step with its determinant, computed only then; above 64
-    dimensions log_ratio is NaN there.
+    g(t) = 0 a step is the flow's Euler step with its determinant, computed only then (though compiled
+    for every function g); above 64 dimensions log_ratio is NaN there.
 
     Attributes:
       path: a Gaussian path.
