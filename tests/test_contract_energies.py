@@ -4,6 +4,8 @@ Samples are held to the exact distribution by the largest |z| of the frequency o
 at a fixed key.
 """
 
+import itertools
+
 import contract
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,29 @@ def test_every_energy_has_an_example():
 
 
 def test_every_energy_is_exported():
-    assert set(contract.public_classes(egm.energies)) == set(egm.energies.__all__)
+    # The settings of reference chains are exported too, and no energy.
+    assert {*contract.public_classes(egm.energies), "ChainSettings"} == set(egm.energies.__all__)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache_folder(tmp_path_factory):
+    """Reference chains leave no files in the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EGM_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def tokens_of(state):
+    return state["h"] if isinstance(state, dict) else state
+
+
+def with_tokens(state, tokens):
+    """The state with other tokens [..., N, L], its other parts repeated."""
+    if not isinstance(state, dict):
+        return tokens
+    lead = tokens.shape[:-2]
+    rest = {k: np.broadcast_to(a, (*lead, *a.shape)) for k, a in state.items() if k != "h"}
+    return rest | {"h": tokens}
 
 
 @every_case
@@ -84,8 +108,8 @@ def test_equal_energies_share_a_trace(case):
 def test_single_site_conditionals_are_energy_differences(x64, case):
     if not hasattr(case.energy, "single_site_conditionals"):
         return
-    x, vocab = np.asarray(case.states), case.energy.vocab_size
-    logits = jax.jit(case.energy.single_site_conditionals)(x)
+    x, vocab = tokens_of(case.states), case.energy.vocab_size
+    logits = jax.jit(case.energy.single_site_conditionals)(case.states)
     assert logits.shape == (*x.shape, vocab)
     changed = np.stack(
         [
@@ -93,10 +117,49 @@ def test_single_site_conditionals_are_energy_differences(x64, case):
             for i in range(x.shape[1])
         ]
     )  # [L, V, N, L]
-    e = np.moveaxis(energy_of(case.energy, changed), -1, 0)
+    every = with_tokens(case.states, changed.reshape(-1, *x.shape))
+    e = np.asarray(energy_of(case.energy, every)).reshape(x.shape[1], vocab, len(x))
+    e = np.moveaxis(e, -1, 0)
     np.testing.assert_allclose(
         scipy.special.softmax(logits, axis=-1), scipy.special.softmax(-e, axis=-1), atol=1e-10
     )
+
+
+@every_case
+def test_relaxed_energy_is_the_mean_over_independent_tokens(x64, case):
+    """At probabilities by enumeration (at most 2^10 configurations), at one-hot ones E itself."""
+    if not hasattr(case.energy, "relaxed"):
+        return
+    x, vocab = tokens_of(case.states), case.energy.vocab_size
+    p = np.random.default_rng(1).dirichlet(np.ones(vocab), size=x.shape)
+    every = np.array(list(itertools.product(range(vocab), repeat=x.shape[1])), np.int32)
+    chance = np.prod(p[:, np.arange(x.shape[1]), every], axis=-1)  # [N, configurations]
+    repeated = np.broadcast_to(every[:, None], (len(every), *x.shape))
+    e = np.asarray(energy_of(case.energy, with_tokens(case.states, repeated)))
+    relaxed = jax.jit(case.energy.relaxed)
+    np.testing.assert_allclose(relaxed(case.states | {"h": p}), np.sum(chance.T * e, axis=0), rtol=1e-9)
+    certain = np.eye(vocab)[x]
+    np.testing.assert_allclose(
+        relaxed(case.states | {"h": certain}), energy_of(case.energy, case.states), rtol=1e-9
+    )
+
+
+@every_case
+def test_gradient_agrees_with_differences(x64, case):
+    """Of the continuous part, in float64; finite in float32 too."""
+    x = case.states["x"] if isinstance(case.states, dict) else case.states
+    if not np.issubdtype(x.dtype, np.floating):
+        return
+
+    def energy(x):
+        return case.energy(case.states | {"x": x} if isinstance(case.states, dict) else x)
+
+    gradient = jax.jit(jax.grad(lambda x: jnp.sum(energy(x))))
+    assert np.all(np.isfinite(gradient(x.astype(np.float32))))
+    direction = np.random.default_rng(2).normal(size=x.shape)
+    step = 1e-6
+    slope = (energy(x + step * direction) - energy(x - step * direction)) / (2 * step)
+    np.testing.assert_allclose(np.sum(gradient(x) * direction, axis=-1), slope, rtol=1e-5, atol=1e-5)
 
 
 @every_case

@@ -1,6 +1,22 @@
 """Targets: energies E(x), beta inside, with exact samples and log Z where they are known."""
 
+from egm.energies._reference_chains import ChainSettings
 from egm.energies.conditionals import WithConditionals
+from egm.energies.gaussian_mixture import GaussianMixture
+from egm.energies.gb_rbm import GaussianBernoulliRBM
 from egm.energies.ising import Ising
+from egm.energies.joint_double_well import JointDoubleWell
+from egm.energies.joint_mixture import CoupledJointMixture, JointGaussianMixture
+from egm.energies.lennard_jones import LennardJones
 
-__all__ = ["Ising", "WithConditionals"]
+__all__ = [
+    "ChainSettings",
+    "CoupledJointMixture",
+    "GaussianBernoulliRBM",
+    "GaussianMixture",
+    "Ising",
+    "JointDoubleWell",
+    "JointGaussianMixture",
+    "LennardJones",
+    "WithConditionals",
+]

@@ -1,34 +1,37 @@
-"""Single-site conditionals for any energy on tokens, by evaluating it."""
+"""Single-site conditionals for any energy on tokens, alone or in a mixed state, by evaluating it."""
 
 from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 
 from egm import checks
-from egm.typing import Array, Energy
+from egm.typing import Array, Energy, State
 
 
 @dataclasses.dataclass(frozen=True)
 class WithConditionals:
-    """An energy on tokens with `single_site_conditionals` from L * V evaluations of it.
+    """An energy with `single_site_conditionals` of its tokens from L * V evaluations of it.
 
     They turn conditional targets into Rao-Blackwell ones (`egm.algorithms.Weighted`), which is worth
     far more than their cost wherever the energy is cheap beside the network.
 
     Attributes:
-      energy: E, `[N] = energy(x [N, L])`.
+      energy: E, `[N] = energy(x)` of tokens x [N, L], or of a dict of arrays [N, ...].
       vocab_size: V.
+      part: None for tokens alone; for a dict the key of its tokens [N, L].
     """
 
     energy: Energy
     vocab_size: int
+    part: str | None = None
 
     def __post_init__(self):
         checks.positive_int(self.vocab_size, "vocab_size", minimum=2)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: State) -> Array:
         """E(x) itself, [...]."""
         return self.energy(x)
 
@@ -36,17 +39,37 @@ class WithConditionals:
         """Energy evaluations of one call of `single_site_conditionals` for a state of L sites."""
         return num_sites * self.vocab_size
 
-    def single_site_conditionals(self, x: Array) -> Array:
-        """Logits [N, L, V] = -E(x with site i set to v) for x [N, L].
+    def single_site_conditionals(self, x: State) -> Array:
+        """Logits [N, L, V] = -E(x with site i set to v) for tokens x [N, L], or for part `part` of x.
 
         Raises:
-          ValueError: x is not [N, L], or the energy does not return [N].
+          TypeError: `part` is named and x is no dict, or the tokens are no integers.
+          ValueError: the tokens are not [N, L] or not in x, or the energy does not return [N].
         """
-        if x.ndim != 2:
-            raise ValueError(f"x must have shape [N, L], got {x.shape}")
-        n, sites = x.shape
+        name, tokens = "x", x
+        if self.part is not None:
+            name = f"x[{self.part!r}]"
+            if not isinstance(x, dict):
+                raise TypeError(f"x must be a dict with a part {self.part!r}, got {type(x).__name__}")
+            if self.part not in x:
+                raise ValueError(f"x must have a part {self.part!r}, got {sorted(x, key=str)}")
+            tokens = jnp.asarray(x[self.part])
+            if not jnp.issubdtype(tokens.dtype, jnp.integer):
+                raise TypeError(f"{name} must hold integer tokens, got dtype {tokens.dtype}")
+        if tokens.ndim != 2:
+            raise ValueError(f"{name} must have shape [N, L], got {tokens.shape}")
+        n, sites = tokens.shape
         chosen = jnp.eye(sites, dtype=bool)[:, None, None, :]
-        values = jnp.arange(self.vocab_size, dtype=x.dtype)[None, :, None, None]
-        states = jnp.where(chosen, values, x[None, None]).reshape(-1, sites)
-        out = checks.model_output(self.energy(states), "energy", (states.shape[0],))
+        values = jnp.arange(self.vocab_size, dtype=tokens.dtype)[None, :, None, None]
+        states = jnp.where(chosen, values, tokens[None, None]).reshape(-1, sites)
+        if self.part is not None:
+            copies = sites * self.vocab_size
+
+            def repeat(a):
+                a = jnp.asarray(a)
+                return jnp.broadcast_to(a[None], (copies, *a.shape)).reshape(-1, *a.shape[1:])
+
+            rest = {key: value for key, value in x.items() if key != self.part}
+            states = {**jax.tree.map(repeat, rest), self.part: states}
+        out = checks.model_output(self.energy(states), "energy", (n * sites * self.vocab_size,))
         return -jnp.moveaxis(out.reshape(sites, self.vocab_size, n), -1, 0)
