@@ -131,6 +131,43 @@ def jackknife(
     return whole, error
 
 
+def mode_masses(x: Array, modes: Array, log_weights: Array | None = None) -> Array:
+    """The fraction of samples whose nearest mode each one is: which modes a sampler has, and how much.
+
+    Where modes overlap these are not quite the masses of mixture components: compare with the same
+    fractions of exact samples.
+
+    Args:
+      x: [N, D] samples. One that is not finite is no mode's.
+      modes: [M, D].
+      log_weights: [N] path log-weights; None for raw samples.
+
+    Returns:
+      [M] non-negative, with sum 1 less the weight of samples that are not finite; ties go to the first.
+
+    Raises:
+      TypeError: x or modes is not floating. ValueError: a shape does not fit.
+    """
+    x, modes = checks.float_array(x, "x"), checks.float_array(modes, "modes")
+    if x.ndim != 2:
+        raise ValueError(f"x must have shape [N, D], got {x.shape}")
+    if modes.ndim != 2 or modes.shape[1] != x.shape[1] or modes.shape[0] == 0:
+        raise ValueError(f"modes must have shape [M, {x.shape[1]}], as x has, got {modes.shape}")
+    if log_weights is None:
+        log_weights = jnp.zeros(x.shape[:1])
+    if log_weights.shape != x.shape[:1]:
+        raise ValueError(f"log_weights must have shape {x.shape[:1]}, got {log_weights.shape}")
+    weights = importance.snis(log_weights).weights
+    # ||x||^2 is common to all modes. Around their mean the squares cancel least.
+    modes = modes.astype(x.dtype)
+    middle = jnp.mean(modes, axis=0, keepdims=True)
+    modes, x = modes - middle, x - middle
+    cross = jnp.matmul(x, modes.T, precision=jax.lax.Precision.HIGHEST)
+    nearest = jnp.argmin(jnp.sum(modes**2, axis=-1)[None] - 2 * cross, axis=-1)
+    weights = jnp.where(jnp.all(jnp.isfinite(x), axis=-1), weights, 0.0)
+    return jax.ops.segment_sum(weights, nearest, num_segments=modes.shape[0])
+
+
 def wasserstein_1d(a: Array, b: Array, p: float = 1.0) -> Array:
     """Wasserstein-p distance between two equally large samples of a number, (mean |a_(i) - b_(i)|^p)^(1/p).
 

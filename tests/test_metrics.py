@@ -49,6 +49,42 @@ def test_jackknife():
     np.testing.assert_allclose(error, np.sqrt(2 / 20_000), rtol=0.65)
 
 
+def test_mode_masses_by_hand_and_by_brute_force():
+    modes = jnp.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+    x = jnp.array([[0.1, 0.2], [1.9, 0.0], [2.1, -3.0], [0.5, 9.0], [jnp.nan, 0.0], [jnp.inf, 0.0]])
+    masses = metrics.mode_masses(x, modes)
+    np.testing.assert_allclose(masses, np.array([2, 1, 1]) / 6, rtol=1e-6)  # two are no mode's
+    log_w = jnp.log(jnp.array([1.0, 2.0, 3.0, 4.0])).at[1].set(jnp.nan)  # NaN weighs nothing
+    masses = metrics.mode_masses(x[:4], modes, log_w)
+    np.testing.assert_allclose(masses, np.array([1, 3, 4]) / 8, rtol=1e-6)
+    # Far from the origin and close together, against float64.
+    rng = np.random.default_rng(4)
+    modes = 1000 + rng.normal(size=(30, 5))
+    x = 1000 + 2 * rng.normal(size=(500, 5))
+    nearest = np.argmin(np.sum((x[:, None] - modes[None]) ** 2, axis=-1), axis=1)
+    w = rng.uniform(size=500)
+    expected = np.bincount(nearest, weights=w, minlength=30) / w.sum()
+    masses = jax.jit(metrics.mode_masses)(jnp.float32(x), jnp.float32(modes), jnp.float32(np.log(w)))
+    # float32 places a sample to 6e-5 of 2: one in thousands may change sides.
+    np.testing.assert_allclose(masses, expected, atol=2.5 / 500)
+
+
+def test_mode_masses_of_a_mixture():
+    """Component masses where modes lie far apart, the closed form where two overlap."""
+    masses = np.array([0.5, 0.3, 0.2])
+    n = 20_000
+    which = jax.random.choice(KEY, 3, (n,), p=jnp.array(masses))
+    z = jax.random.normal(jax.random.key(1), (n, 1))
+    error = np.sqrt(masses * (1 - masses) / n)
+    modes = jnp.array([[0.0], [20.0], [40.0]])
+    assert np.all(np.abs(metrics.mode_masses(modes[which] + z, modes) - masses) < 4 * error)
+    near = jnp.array([[0.0], [2.0], [40.0]])
+    cross = scipy.stats.norm.sf(1.0)
+    expected = np.array([0.5 - 0.5 * cross + 0.3 * cross, 0.3 - 0.3 * cross + 0.5 * cross, 0.2])
+    found = metrics.mode_masses(near[which] + z, near)
+    assert np.all(np.abs(found - expected) < 4 * np.sqrt(expected * (1 - expected) / n))
+
+
 def test_wasserstein_against_scipy():
     a, b = np.random.default_rng(0).normal(size=(2, 501)).astype(np.float32)
     expected = scipy.stats.wasserstein_distance(a, b + 0.3)
@@ -73,9 +109,20 @@ def test_the_floor_is_what_two_exact_sets_give():
         (lambda: metrics.wasserstein_1d(np.zeros(3), np.zeros(4)), r"one size, got shapes \(3,\) and \(4,\)"),
         (lambda: metrics.distance_floor(None, np.zeros(9), 5, 1), "at least 10 samples, got 9"),
         (lambda: metrics.reweighted_mean(np.zeros(3), jnp.zeros(4)), "leading size 4"),
+        (
+            lambda: metrics.mode_masses(np.zeros(3), np.zeros((2, 3))),
+            r"x must have shape \[N, D\], got \(3,\)",
+        ),
+        (lambda: metrics.mode_masses(np.zeros((4, 3)), np.zeros((2, 2))), r"\[M, 3\].*got \(2, 2\)"),
+        (lambda: metrics.mode_masses(np.zeros((4, 3)), np.zeros((2, 3)), np.zeros(3)), r"\(4,\), got \(3,\)"),
         (lambda: metrics.jackknife(None, np.zeros(4), jnp.zeros(4)), "at least 20 samples, got 4"),
     ],
 )
 def test_bad_input(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_mode_masses_need_floats():
+    with pytest.raises(TypeError, match="modes must be floating point, got dtype int"):
+        metrics.mode_masses(np.zeros((4, 3)), np.zeros((2, 3), int))
