@@ -226,7 +226,7 @@ def _late_noise(t):
 
 
 def _shares(t):
-    return 1 - 0.5 * t, 0.5 * t
+    return 0.7 - 0.4 * t, 0.3 + 0.4 * t
 
 
 LINEAR, EXPLODING = egm.paths.LinearPath(), egm.paths.VarianceExplodingPath(0.5, 3.0)

@@ -70,14 +70,9 @@ class GaussianProblem:
         return -jnp.sum((jax.nn.softmax(log_joint, axis=-1) / total)[..., None] * off, axis=-2)
 
     def velocity(self, x, t):
-        """alpha' E[x_1 | x] + sigma' E[noise | x], from each component's normal distribution."""
-        log_joint, mean, _ = self.posterior(x, t)
-        alpha, alpha_dot = self.path.alpha(t)[..., None, None], self.path.alpha_dot(t)[..., None, None]
-        total = alpha**2 * _like(self.sds**2, t)[..., None] + self.path.variance(t)[..., None, None]
-        # sigma sigma' (x - alpha m) / total is sigma' E[noise | x, m], finite where sigma = 0.
-        off = x[..., None, :] - alpha * _like(self.means, t)
-        each = alpha_dot * mean + 0.5 * self.path.variance_dot(t)[..., None, None] * off / total
-        return jnp.sum(jax.nn.softmax(log_joint, axis=-1)[..., None] * each, axis=-2)
+        """alpha' E[x_1 | x] + sigma' E[noise | x], E[noise | x] being -sigma times the score."""
+        alpha_dot, variance_dot = self.path.alpha_dot(t)[..., None], self.path.variance_dot(t)[..., None]
+        return alpha_dot * self.moments(x, t)[0] - 0.5 * variance_dot * self.score(x, t)
 
     def exact_samples(self, n, seed=0):
         rng = np.random.default_rng(seed)
@@ -140,7 +135,7 @@ class MixedProblem:
         off = x[..., None, :] - alpha[..., None] * _like(self.mixture.means, t)
         score = -jnp.sum((p / total)[..., None] * off, axis=-2)
         one_hot = jax.nn.one_hot(jnp.asarray(self.states), 2, dtype=x.dtype)
-        velocity = path.velocity_from_score(score, x, t)
+        velocity = path.alpha_dot(t)[..., None] * first - 0.5 * path.variance_dot(t)[..., None] * score
         return {"x": Gaussian(velocity, score, spread), "h": jnp.einsum("ns,slv->nlv", p, one_hot)}
 
     def random_generator(self, state, t):
