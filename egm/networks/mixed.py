@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from egm import checks
 from egm.networks._features import Features, ResidualMLP, mixed_state, one_hot_tokens, small_init
-from egm.networks.particles import Messages, message_fields, raw_outputs, summed
+from egm.networks.particles import Messages, message_fields, raw_outputs, rowwise, summed
 from egm.paths._gaussian_base import GaussianPath
 from egm.typing import Array
 
@@ -111,7 +111,7 @@ class EGNNMixed(nn.Module):
         x, h = mixed_state(state)
         checks.positive_int(self.vocab_size, "vocab_size")
         nodes, vectors = Messages(*message_fields(self), self.vocab_size)(x, t, h)
-        logits = nn.Dense(self.vocab_size, kernel_init=small_init)(nn.silu(nodes))
+        logits = rowwise(nn.silu(nodes), self.vocab_size, kernel_init=small_init)
         return {"x": raw_outputs(nodes, vectors, self.num_outputs), "h": logits}
 
 
