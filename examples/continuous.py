@@ -72,9 +72,10 @@ def make_path(key: jax.Array, energy: Any, settings: Settings) -> tuple[Any, sca
     return (path if center is None else paths.CenteredPath(path, *settings.particles)), found
 
 
-def make_process(name: str, path: paths.VarianceExplodingPath) -> Any:
+def make_process(name: str, path: Any, found: scales.Scales) -> Any:
     """The process of the continuous part."""
-    flow, diffusion = processes.FlowProcess(path, "heun"), processes.DiffusionProcess(path)
+    flow = processes.FlowProcess(path, "heun")
+    diffusion = processes.DiffusionProcess(path, data_scale=found.extent)
     if name == "superposition":
         return processes.SuperpositionProcess((flow, diffusion), (0.5, 0.5))
     return {"flow": flow, "diffusion": diffusion}[name]
@@ -145,7 +146,7 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable, sta
         f"length scale {found.length_scale:.3g}, {found.num_minima} descents of 256 ended low"
     )
     algorithm, init_params = make_algorithm(ALGORITHM.value, energy, path, found, make_networks)
-    process = make_process(PROCESS.value, path)
+    process = make_process(PROCESS.value, path, found)
     size = path_size(energy.event_shape)
     reference = egm.typing.Moments(jnp.asarray(found.center, float), jnp.full(size, found.extent**2))
     if settings.particles is not None:

@@ -34,9 +34,9 @@ class DiffusionProcess:
     p_{t|r} = N(a x_r, v I). Backward is p_{t|r}; forward has mean (x_t + v s) / a, s the score, exact for
     the exact score, and variance v / a^2, or with the record's posterior variance the exact one,
     v sigma_r^2 / sigma_t^2 + (alpha_r v / sigma_t^2)^2 Var[x_1 | x_t] for each coordinate (on a centred
-    subspace isotropic, with the same trace), which keeps the ESS up where steps are few. Where alpha_t
-    is small v / a^2 is far too wide: on the linear path give a posterior variance, if only that of normal
-    data of scale l, sigma_t^2 l^2 / (sigma_t^2 + alpha_t^2 l^2).
+    subspace isotropic, with the same trace), which keeps the ESS up where steps are few. For a generator
+    without it `data_scale` = l stands for the one of normal data, sigma_t^2 l^2 / (sigma_t^2 +
+    alpha_t^2 l^2). v / a^2 is far too wide where alpha_t is small, on the linear path above all.
 
     With a coefficient both kernels are Euler-Maruyama steps, g = g(t) and h = r - t: forward
     N(x_t + h (u + g^2 s/2)(x_t, t), g^2 h), backward N(x_r - h (u - g^2 s/2)(x_r, r), g^2 h). Where
@@ -47,6 +47,7 @@ class DiffusionProcess:
       path: a Gaussian path.
       coefficient: None for g*; a hashable function g(t) >= 0 of times [N] that returns [N] or a scalar;
         or a number c >= 0 for c g* by Euler-Maruyama steps, c = 0 being the flow.
+      data_scale: l, for generators without a posterior variance; None takes v / a^2.
 
     Raises:
       TypeError, ValueError: a field is none of these.
@@ -56,9 +57,12 @@ class DiffusionProcess:
 
     path: GaussianPath
     coefficient: Callable[[Array], Array] | float | None = None
+    data_scale: float | None = None
 
     def __post_init__(self):
         _gaussian.check_path(self.path)
+        if self.data_scale is not None:
+            object.__setattr__(self, "data_scale", checks.positive_float(self.data_scale, "data_scale"))
         if isinstance(self.coefficient, numbers.Real):
             value = checks.positive_float(self.coefficient, "coefficient", allow_zero=True)
             object.__setattr__(self, "coefficient", value)
@@ -152,7 +156,11 @@ class DiffusionProcess:
         mean = self.path.project(c_1 * _gaussian.denoised(self.path, out, x, t) + c_t * x)
         posterior = out.posterior_variance
         if posterior is None:
-            return _Forward(mean, wide_open)
+            if self.data_scale is None:
+                return _Forward(mean, wide_open)
+            broad = jnp.square(self.path.alpha(t) * self.data_scale) + self.path.variance(t)
+            normal = (self.data_scale**2 * self.path.variance(t) / broad).astype(x.dtype)
+            return _Forward(mean, known + c_1**2 * normal[:, None])
         size = self.path.dimension(x.shape[-1])
         if size < x.shape[-1]:
             posterior = jnp.sum(posterior, axis=-1, keepdims=True) / size
