@@ -122,11 +122,12 @@ class ScoreHead:
     """[B, D, 2] that stand for the score and for the posterior variance on a Gaussian path.
 
     With b^2 = sigma_t^2 + alpha_t^2 s^2, c = alpha_t^2 s^2 / b^2 and (F, G) the two channels,
-      score = c (-grad E)(x/alpha)/alpha + (1 - c) (alpha m - x)/(sigma_t^2 + alpha_t^2 S^2) + F/b,
+      score = c [c (-grad E)(x/alpha)/alpha] + (1 - c) (alpha m - x)/(sigma_t^2 + alpha_t^2 S^2) + F/b,
       Var[x_1 | x_t] = S^2 sigma_t^2 / (sigma_t^2 + alpha_t^2 S^2) exp(G),
-    so that an output of zero is exact for a normal target N(m, S^2 I) at every t, and for any target
-    at t = 1. The same c mixes the two forms of a conditional score: grad E at x_1 (target-score form)
-    and the noise.
+    the bracket being the score where E is that of a normal distribution of scale s (on a subspace the
+    variance is that times its dimension over D). So an output of zero is exact for a normal target
+    N(m, S^2 I) at every t, with its energy where s = S, and for any target at t = 1. The same c mixes
+    the two forms of a conditional score: grad E at x_1 (target-score form) and the noise.
 
     Attributes:
       path: the Gaussian path.
@@ -136,7 +137,7 @@ class ScoreHead:
       energy_skip: start from the energy's own score; without it c = 0 in the score's first two terms.
       target_score: use grad E in conditional targets.
       max_target_norm: cut b |score| of targets at this multiple of sqrt(D); None for no cut.
-      max_drift_norm: the same for the model's score, and always at most 10 for grad E in the skip.
+      max_drift_norm: the same for the model's score, and always at most 10 for the skip's bracket.
 
     Source: preconditioning after arXiv 2206.00364; target score matching, arXiv 2402.08667.
     """
@@ -165,7 +166,7 @@ class ScoreHead:
         normalised, _ = self._clip(self._normalised(output, x_t, level, energy), self.max_drift_norm)
         score = normalised / level.spread
         velocity = self.path.velocity_from_score(score, x_t, t)
-        return Gaussian(velocity, score, self._base_variance(level) * jnp.exp(_log_factor(output)))
+        return Gaussian(velocity, score, self._base_variance(level, x_t) * jnp.exp(_log_factor(output)))
 
     def conditional_target(
         self, x_1: Array, x_t: Array, t: Array, energy: Energy | None = None
@@ -204,8 +205,7 @@ class ScoreHead:
         if not isinstance(target, ConditionalScore):
             return loss
         residual = level.alpha * target.x_1 - x_t - level.variance / level.spread * prediction
-        share = self._dimension(x_t) / x_t.shape[-1]
-        base = level.alpha**2 * self._base_variance(level) * share
+        base = level.alpha**2 * self._base_variance(level, x_t)
         # At t = 1 there is nothing to learn: no variance is left.
         ratio = jnp.where(base > 0, residual**2 / jnp.where(base > 0, base, 1.0), 1.0)
         return loss + divergences.itakura_saito(ratio, _log_factor(output)) / x_t.shape[-1]
@@ -230,9 +230,11 @@ class ScoreHead:
         signal = alpha**2 * self.length_scale**2
         return _Level(alpha, variance, jnp.sqrt(variance + signal), signal / (variance + signal))
 
-    def _base_variance(self, level):
+    def _base_variance(self, level, x):
         broad = level.variance + level.alpha**2 * self.data_scale**2
-        return self.data_scale**2 * level.variance / broad
+        # A coordinate of isotropic noise on a subspace has less variance than one of the whole space.
+        share = self._dimension(x) / x.shape[-1]
+        return self.data_scale**2 * level.variance / broad * share
 
     def _normalised(self, output, x, level, energy):
         """[B, D] b times the score."""
@@ -242,7 +244,7 @@ class ScoreHead:
         broad = level.variance + level.alpha**2 * self.data_scale**2
         skip = level.spread * (level.alpha * center - x) / broad
         if self.energy_skip and energy is not None:
-            own = level.spread / level.alpha * _score(energy, x / level.alpha, self.path)
+            own = level.gate * level.spread / level.alpha * _score(energy, x / level.alpha, self.path)
             own, _ = self._clip(own, min(self.max_drift_norm or 10.0, 10.0))
             skip = level.gate * own + (1 - level.gate) * skip
         return self.path.project(skip + output[..., 0])
@@ -251,7 +253,8 @@ class ScoreHead:
         """(b times the target score [B, D], whether it was cut [B])."""
         score = target.score if isinstance(target, ConditionalScore) else None
         if score is None:
-            score = self.path.score_from_velocity(target, x, t)
+            # No estimate is valid at t = 1, where the linear path's velocity does not tell the score.
+            score = jnp.where(level.variance > 0, self.path.score_from_velocity(target, x, t), 0.0)
         return self._clip(jax.lax.stop_gradient(level.spread * score), self.max_target_norm)
 
     def _clip(self, normalised, limit):
@@ -260,7 +263,8 @@ class ScoreHead:
         norm = jnp.sqrt(jnp.sum(jnp.square(jax.lax.stop_gradient(normalised)), axis=-1, keepdims=True))
         most = limit * self._dimension(normalised) ** 0.5
         factor = most / jnp.maximum(norm, most)
-        return jnp.where(jnp.isfinite(norm), normalised * factor, 0.0), (norm > most)[:, 0]
+        # NaN is cut to 0, and counts.
+        return jnp.where(jnp.isfinite(norm), normalised * factor, 0.0), ~(norm <= most)[:, 0]
 
     def _dimension(self, x):
         return self.path.dimension(x.shape[-1])
