@@ -293,9 +293,9 @@ class ProductHead:
         for leaf in leaves:
             if not hasattr(leaf, "conditional_target"):
                 raise TypeError(f"every leaf of heads must be a head, got {leaf!r}")
-        values = [1.0] * len(leaves) if weights is None else treedef.flatten_up_to(weights)
-        values = tuple(checks.positive_float(w, "weights", allow_zero=True) for w in values)
         object.__setattr__(self, "path", ProductPath(treedef.unflatten([h.path for h in leaves])))
+        values = [1.0] * len(leaves) if weights is None else self._parts(weights, "weights")
+        values = tuple(checks.positive_float(w, "weights", allow_zero=True) for w in values)
         object.__setattr__(self, "_heads", tuple(leaves))
         object.__setattr__(self, "_weights", values)
         object.__setattr__(self, "_treedef", treedef)
@@ -308,7 +308,7 @@ class ProductHead:
 
     def conditional_target(self, x_1: State, x_t: State, t: Array, energy: Energy | None = None) -> PyTree:
         """The pytree of the leaves' targets, each given all of x_1."""
-        parts_1, parts_t = self._parts(x_1), self._parts(x_t)
+        parts_1, parts_t = self._parts(x_1, "x_1"), self._parts(x_t, "x_t")
         found = []
         for i, head in enumerate(self._heads):
             leaf = None if energy is None else _LeafEnergy(energy, self._treedef, tuple(parts_1), i)
@@ -320,7 +320,9 @@ class ProductHead:
     ) -> Array:
         """[B] sum over the leaves of their weight times their divergence."""
         total = 0.0
-        leaves = zip(self._weights, self._parts(target), self._each(output, x_t, t, energy), strict=True)
+        leaves = zip(
+            self._weights, self._parts(target, "target"), self._each(output, x_t, t, energy), strict=True
+        )
         for weight, wanted, (head, out, x, leaf) in leaves:
             total = total + weight * head.divergence(wanted, out, x, t, leaf)
         return total
@@ -329,23 +331,24 @@ class ProductHead:
         """Those of the leaves."""
         found = {}
         for wanted, (head, out, x, leaf) in zip(
-            self._parts(target), self._each(output, x_t, t, energy), strict=True
+            self._parts(target, "target"), self._each(output, x_t, t, energy), strict=True
         ):
             found |= head.metrics(wanted, out, x, t, leaf)
         return found
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
         """The sums over the leaves."""
-        shapes = self._treedef.flatten_up_to(event_shape)
+        shapes = self._parts(event_shape, "event_shape")
         each = [h.energy_evaluations(energy, s) for h, s in zip(self._heads, shapes, strict=True)]
         return sum(a for a, _ in each), sum(b for _, b in each)
 
-    def _parts(self, tree):
-        return self._treedef.flatten_up_to(tree)
+    def _parts(self, tree, name):
+        """The subtrees at the heads' places; raises ValueError where the structure differs."""
+        return self.path._parts(tree, name)
 
     def _each(self, output, x_t, t, energy):
         """(head, output, state, energy of the part with the others held) of every leaf."""
-        outputs, parts = self._parts(output), self._parts(x_t)
+        outputs, parts = self._parts(output, "output"), self._parts(x_t, "x_t")
         relaxed, filled = getattr(energy, "relaxed", None), list(parts)
         for i, head in enumerate(self._heads):
             if isinstance(head, DenoiserHead):

@@ -22,11 +22,13 @@ from egm import (
     importance,
     iteration,
     metrics,
+    scales,
     training,
 )
 from egm.energies import Ising
-from egm.paths import MaskedPath, VarianceExplodingPath
+from egm.paths import CenteredPath, LinearPath, MaskedPath, ProductPath, VarianceExplodingPath
 from egm.processes import AnyOrderProcess, JumpProcess
+from egm.typing import Moments
 
 PROBLEM = token_problem()
 PATH = PROBLEM.path  # V = 3, mask 3
@@ -247,6 +249,82 @@ FILLED = buffer.init(3, {"x": jnp.zeros(2), "w": jnp.zeros(())})
     ],
 )  # fmt: skip
 def test_kernel(call, error, message):
+    check(call, error, message)
+
+
+LINEAR = LinearPath()
+HEAD, DENOISER = heads.ScoreHead(LINEAR), heads.DenoiserHead(MaskedPath(2))
+PRODUCT = heads.ProductHead({"x": HEAD, "h": DENOISER})
+MIXED = {"x": jnp.zeros((2, 3)), "h": jnp.zeros((2, 4), jnp.int32)}
+OUTPUT = {"x": jnp.zeros((2, 3, 2)), "h": jnp.zeros((2, 4, 2))}
+HALF, KNOWN = jnp.full(2, 0.5), Moments(jnp.zeros(3), jnp.ones(3))
+BOWL = lambda x: jnp.sum(x**2, axis=-1)
+
+
+def find(key=KEY, energy=BOWL, shape=(2,), radius=1.0, **options):
+    return scales.find_scales(key, energy, shape, radius, **({"num_starts": 4, "num_steps": 3} | options))
+
+
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        raises(lambda: heads.ScoreHead(LINEAR, 0.0),
+               ValueError, "length_scale must be finite and positive, got 0.0"),
+        raises(lambda: heads.ScoreHead(LINEAR, data_scale="1"),
+               TypeError, "data_scale must be a number, got '1'"),
+        raises(lambda: heads.ScoreHead(LINEAR, max_target_norm=-1.0),
+               ValueError, "max_target_norm must be finite and positive, got -1.0"),
+        raises(lambda: heads.ScoreHead(LINEAR, max_drift_norm=np.inf),
+               ValueError, "max_drift_norm must be finite and positive, got inf"),
+        raises(lambda: HEAD.generator(jnp.zeros((2, 3)), jnp.zeros((2, 3)), HALF),
+               ValueError, r"output must have shape \(2, 3, 2\), got \(2, 3\)"),
+        raises(lambda: HEAD.divergence(jnp.zeros((2, 4)), OUTPUT["x"], MIXED["x"], HALF),
+               ValueError, "x has trailing size 3, velocity has 4"),
+        raises(lambda: HEAD.generator(OUTPUT["x"], MIXED["x"], HALF, lambda x: x),
+               ValueError, r"energy must return shape \(2,\), got \(2, 3\)"),
+        raises(lambda: heads.ProductHead({"x": LINEAR}),
+               TypeError, "every leaf of heads must be a head, got LinearPath"),
+        raises(lambda: heads.ProductHead({"x": HEAD, "h": DENOISER}, {"x": 1.0, "h": -1.0}),
+               ValueError, "weights must be finite and non-negative, got -1.0"),
+        raises(lambda: heads.ProductHead({"x": HEAD, "h": DENOISER}, {"x": 1.0}),
+               ValueError, r"weights must have the structure .*'h': \*, .* got a dict with keys \['x'\]"),
+        raises(lambda: PRODUCT.generator(OUTPUT["x"], MIXED, HALF),
+               ValueError, r"output must have the structure .* got an array of shape \(2, 3, 2\)"),
+        raises(lambda: PRODUCT.generator({"x": OUTPUT["x"]}, MIXED, HALF),
+               ValueError, r"output must have the structure .* got a dict with keys \['x'\]"),
+        raises(lambda: PRODUCT.divergence(OUTPUT, OUTPUT, {"x": MIXED["x"]}, HALF),
+               ValueError, r"x_t must have the structure .* got a dict with keys \['x'\]"),
+        raises(lambda: PRODUCT.divergence(None, OUTPUT, MIXED, HALF),
+               ValueError, "target must have the structure"),
+        raises(lambda: PRODUCT.conditional_target(MIXED["x"], MIXED, HALF),
+               ValueError, "x_1 must have the structure"),
+        raises(lambda: divergences.itakura_saito(jnp.zeros((2, 3)), jnp.zeros(2)),
+               ValueError, r"target has shape \(2, 3\), the prediction has shape \(2,\)"),
+        raises(lambda: bootstrap.local_target(KEY, lambda x, t: x, LINEAR, MIXED["x"], HALF, 10),
+               ValueError, r"log_density must return shape \(2,\), got \(2, 3\)"),
+        raises(lambda: bootstrap.local_target(KEY, lambda x, t: t, LINEAR, MIXED["x"], HALF, 0),
+               ValueError, "num_steps must be at least 1, got 0"),
+        raises(lambda: LINEAR.sample_prior(KEY, (2, 3), KNOWN._replace(mean=jnp.zeros(2))),
+               ValueError, r"moments.mean must have shape \(3,\), got \(2,\)"),
+        raises(lambda: LINEAR.prior_log_density(MIXED["x"], KNOWN._replace(variance=1.0)),
+               ValueError, r"moments.variance must have shape \(3,\), got \(\)"),
+        raises(lambda: ProductPath({"x": LINEAR, "h": MaskedPath(2)}).prior_log_density(MIXED, KNOWN),
+               ValueError, "moments must have the structure .* got a Moments"),
+        raises(lambda: CenteredPath(LINEAR, 3, 1).sample_prior(KEY, (2, 4), KNOWN),
+               ValueError, "shape has trailing size 4, this path has 3 particles"),
+        raises(lambda: find(key=0), TypeError, "key must be a typed PRNG key, .* got 0"),
+        raises(lambda: find(radius=-1.0), ValueError, "search_radius must be finite and positive, got -1.0"),
+        raises(lambda: find(num_starts=0), ValueError, "num_starts must be at least 1, got 0"),
+        raises(lambda: find(num_steps=2.0), TypeError, "num_steps must be an int, got 2.0"),
+        raises(lambda: find(shape={"x": (2,), "h": (3,)}),
+               ValueError, "vocab_size is needed for an event_shape with tokens, got None"),
+        raises(lambda: find(energy=lambda x: BOWL(x) * jnp.nan),
+               ValueError, "energy was not finite at the end of any of 4 descents"),
+        raises(lambda: find(energy=lambda x: -BOWL(x)),
+               ValueError, "energy has mean curvature -2.0 at its minima; it must be positive"),
+    ],
+)  # fmt: skip
+def test_heads_and_scales(call, error, message):
     check(call, error, message)
 
 

@@ -144,6 +144,59 @@ def test_prior_is_normalised_and_sampled(x64, case):
     assert contract.max_z(path.sample_prior(KEY, shape), case.features, mean, second) < 5
 
 
+def weighted_data(case):
+    """(x_1 [N, *event], weights [N]) a few states of the data's space, unequal weights."""
+    x_1 = contract.take(case.space.nodes, np.flatnonzero(case.space.data))
+    size = len(jax.tree.leaves(x_1)[0])
+    x_1 = contract.take(x_1, (np.array([0.4, 0.46, 0.5, 0.55, 0.6]) * size).astype(int))
+    return x_1, np.array([1, 4, 2, 2, 1]) / 10
+
+
+@every_case
+def test_moments_of_weighted_data(x64, case):
+    """Against numpy; on a subspace mean 0 and one variance, with the trace about 0; None for tokens."""
+    x_1, weights = weighted_data(case)
+    came = case.path.moments(jax.tree.map(jnp.asarray, x_1), jnp.asarray(weights))
+    paths, parts = case.path.leaves_with(x_1) if hasattr(case.path, "paths") else ([case.path], [x_1])
+    found = case.path.leaves_with(came)[1] if hasattr(case.path, "paths") else [came]
+    for path, x, moments in zip(paths, parts, found, strict=True):
+        if x.dtype.kind == "i":
+            assert moments is None
+            continue
+        mean = np.average(x, axis=0, weights=weights)
+        variance = np.average((x - mean) ** 2, axis=0, weights=weights)
+        if isinstance(path, egm.paths.CenteredPath):
+            mean, trace = np.zeros_like(mean), np.average(np.sum(x**2, axis=-1), weights=weights)
+            variance = np.full_like(mean, trace / path.dimension(x.shape[-1]))
+        np.testing.assert_allclose(moments.mean, mean, rtol=1e-12)
+        np.testing.assert_allclose(moments.variance, variance, rtol=1e-12)
+    reference = case.path.reference_energy(case.points, came)
+    assert reference.shape == case.path.batch_shape(case.points)
+    nothing = case.path.moments(jax.tree.map(jnp.asarray, x_1), jnp.zeros(5))
+    assert all(np.all(np.asarray(a) == 0) for a in jax.tree.leaves(nothing))
+
+
+@every_case
+def test_prior_with_moments(x64, case):
+    """Normalised and sampled; on Gaussian paths it has the mean and variances of the marginal at t_min."""
+    path, space = case.path, case.space
+    x_1, weights = weighted_data(case)
+    moments = path.moments(jax.tree.map(jnp.asarray, x_1), jnp.asarray(weights))
+    log_p = np.asarray(path.prior_log_density(space.nodes, moments))
+    mean, second, mass = contract.exact_moments(space, log_p, case.features)
+    np.testing.assert_allclose(mass, 1.0, rtol=1e-7)
+    shape = jax.tree.map(lambda a: (20_000, *a.shape[1:]), case.points)
+    assert contract.max_z(path.sample_prior(KEY, shape, moments), case.features, mean, second) < 5
+    if isinstance(moments, egm.typing.Moments):
+        # On a subspace the data's mean is taken for 0, as symmetry has it: half of them turned over.
+        both = np.concatenate([x_1, -x_1]) if isinstance(path, egm.paths.CenteredPath) else x_1
+        share = np.tile(weights, len(both) // 5) * 5 / len(both)
+        marginal = share @ np.exp(log_noising(path, space.nodes, path.t_min, both, 1.0))
+        expected = contract.exact_moments(space, np.log(np.maximum(marginal, 1e-300)), case.features)
+        # The space ends at 5 standard deviations.
+        np.testing.assert_allclose(mean, expected[0], rtol=1e-5, atol=1e-9)
+
+
 @every_case
 @pytest.mark.parametrize("r", [0.6, 1.0])
 def test_samples_follow_the_noising_kernel(x64, case, r):
