@@ -121,6 +121,8 @@ def test_from_a_bad_reference_to_the_target():
     for i in range(5):
         state, report = step(jax.random.fold_in(KEY, i), state)
         scales.append(float(report["scale"]))
+        if i == 0:
+            first, first_report = state.buffer.items, report
     assert scales[0] == 0
     assert scales[1] < 1
     assert scales[-1] == 1, scales
@@ -133,8 +135,18 @@ def test_from_a_bad_reference_to_the_target():
     error = np.sqrt(variance / (report["buffer_ess"] * CONFIG.num_simulated))
     np.testing.assert_allclose(state.moments.mean, [mean], atol=4 * error)
     np.testing.assert_allclose(state.moments.variance, [variance], rtol=0.12)
+    # The weights of the first, annealed generation by hand, its places being the first of the buffer.
+    x, s = np.asarray(first.x_1[:512, 0], np.float64), scales[1]
+    log_w = first.log_path[:512] - s * TARGET(first.x_1[:512]) - (1 - s) * (x + 3) ** 2 / 32
+    w = np.exp(np.asarray(log_w, np.float64))
+    np.testing.assert_allclose(first_report["buffer_ess"], w.sum() ** 2 / (w**2).sum() / 512, rtol=1e-3)
     # E: one each for 512 ends, 512 x 20 calls (the gradient in the skip), 60 x 256 x 2 examples; 5 times.
     assert report["num_energy_evaluations"] == 5 * (512 * 21 + 60 * 256 * 2)
+    # A prior four times as wide: its density is in the weights.
+    wide = state._replace(moments=Moments(jnp.full(1, 1.0), jnp.full(1, 500.0)))
+    _, other = step(KEY, wide)
+    assert other["ess"] < report["ess"]
+    assert abs(other["log_z"] - TARGET.log_partition()) < 4 * other["log_z_error"] < 0.5
 
 
 def test_a_reference_is_where_annealing_starts():
