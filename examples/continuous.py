@@ -19,12 +19,15 @@ ALGORITHM = flags.DEFINE_enum(
     "algorithm", "weighted", ["naive", "bootstrap", "local_bootstrap", "weighted"], "What to train."
 )
 PROCESS = flags.DEFINE_enum(
-    "process", "diffusion", ["flow", "diffusion", "superposition"], "What moves the continuous part."
+    "process",
+    "diffusion",
+    ["flow", "diffusion", "superposition"],
+    "What moves the continuous part of the final sampler; training simulates the diffusion.",
 )
 ITERATIONS = flags.DEFINE_integer("iterations", None, "Outer iterations; by default by target and algorithm.")
 SECONDS = flags.DEFINE_float("seconds", None, "Train for this long instead of a number of iterations.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "K of the naive and bootstrap estimates.")
-NUM_TIMES = flags.DEFINE_integer("num_times", None, "Steps of the simulation; by default by target.")
+NUM_TIMES = flags.DEFINE_integer("num_times", None, "Steps of the final sampler; by default by target.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the figure and the numbers go.")
 
@@ -36,15 +39,17 @@ class Settings(NamedTuple):
       search_radius: how far from the origin the target may reach, in its own units.
       iterations: outer iterations of weighted training.
       learning_rate: at its peak.
-      num_times: steps of the simulation.
+      num_times: steps of the simulation in training.
+      sampler_num_times: steps of the final sampler.
       num_simulated, num_gradient_steps, batch_size: sizes of an iteration.
       particles: (number, dimension) of a particle system, or None.
     """
 
     search_radius: float
-    iterations: int = 80
+    iterations: int = 60
     learning_rate: float = 2e-3
     num_times: int = 100
+    sampler_num_times: int = 100
     num_simulated: int = 2000
     num_gradient_steps: int = 150
     batch_size: int = 512
@@ -66,9 +71,10 @@ def make_path(key: jax.Array, energy: Any, settings: Settings) -> tuple[Any, sca
         vocab_size=getattr(energy, "vocab_size", None),
         project=None if center is None else center.project,
     )
-    # With sigma_min = s the times that are uniform in log(sigma^2 + s^2) are uniform in t.
+    # With sigma_min = s the times that are uniform in log(sigma^2 + s^2) are uniform in t. At 2.5 extents
+    # a normal prior with fitted moments is as good as the marginal.
     s = found.length_scale
-    path = paths.VarianceExplodingPath(s, 1.5 * found.radius, length_scale=s)
+    path = paths.VarianceExplodingPath(s, 2.5 * found.extent, length_scale=s)
     return (path if center is None else paths.CenteredPath(path, *settings.particles)), found
 
 
@@ -146,28 +152,27 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable, sta
         f"length scale {found.length_scale:.3g}, {found.num_minima} descents of 256 ended low"
     )
     algorithm, init_params = make_algorithm(ALGORITHM.value, energy, path, found, make_networks)
-    process = make_process(PROCESS.value, path, found)
+    sampler, trainer = (make_process(p, path, found) for p in (PROCESS.value, "diffusion"))
     size = path_size(energy.event_shape)
     reference = egm.typing.Moments(jnp.asarray(found.center, float), jnp.full(size, found.extent**2))
     if settings.particles is not None:
         reference = reference._replace(mean=jnp.zeros(size))
     if isinstance(energy.event_shape, dict):
         jump = processes.JumpProcess(paths.MaskedPath(energy.vocab_size))
-        process = processes.ProductProcess({"x": process, "h": jump})
+        sampler, trainer = (processes.ProductProcess({"x": p, "h": jump}) for p in (sampler, trainer))
         reference = {"x": reference, "h": None}
     slow = ALGORITHM.value in ("naive", "bootstrap")
-    num_times = NUM_TIMES.value or settings.num_times
     config = iteration.IterationConfig(
         num_simulated=settings.num_simulated,
         buffer_size=5 * settings.num_simulated,
         num_gradient_steps=settings.num_gradient_steps,
         batch_size=settings.batch_size // 4 if slow else settings.batch_size,
-        num_times=num_times,
+        num_times=settings.num_times,
         ema_decay=0.95 if ALGORITHM.value == "local_bootstrap" else 0.995,
     )
     init, step = iteration.make_iteration(
         algorithm,
-        process,
+        trainer,
         energy,
         optimizer(),
         config,
@@ -186,10 +191,10 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable, sta
         k_report,
         name,
         energy,
-        process,
+        sampler,
         algorithm.generator(state.train.ema_params, energy),
         state.moments,
-        num_times,
+        NUM_TIMES.value or settings.sampler_num_times,
         history,
         OUTPUT_DIR.value or f"results/{name}",
         {

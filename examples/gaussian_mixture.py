@@ -1,7 +1,7 @@
 """Learn a sampler of a mixture of 25 normal distributions from its energy alone.
 
 python examples/gaussian_mixture.py                       # about a minute
-python examples/gaussian_mixture.py --process=flow --algorithm=naive
+python examples/gaussian_mixture.py --process=superposition --algorithm=naive
 Writes gaussian_mixture.png and results.json to --output_dir.
 """
 

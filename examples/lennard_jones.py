@@ -19,6 +19,7 @@ NUM_PARTICLES = flags.DEFINE_integer("num_particles", 13, "Particles of the clus
 
 def make_networks(path, **shape):
     args = (path, path.num_particles, path.spatial_dim)
+    shape |= {"edge_width": 16}
     return networks.EGNN(*args, **shape), networks.EGNNLogMarginal(*args, **shape)
 
 

@@ -20,17 +20,31 @@ from egm import networks  # noqa: E402
 
 TARGETS = {
     "gb_rbm": (egm.energies.GaussianBernoulliRBM, Settings(search_radius=10.0)),
-    "joint_mixture": (egm.energies.JointGaussianMixture, Settings(search_radius=3.0)),
-    "coupled_joint_mixture": (egm.energies.CoupledJointMixture, Settings(search_radius=3.0)),
-    "joint_double_well": (egm.energies.JointDoubleWell, Settings(search_radius=4.0, particles=(4, 2))),
+    "joint_mixture": (egm.energies.JointGaussianMixture, Settings(search_radius=3.0, iterations=70)),
+    "coupled_joint_mixture": (
+        egm.energies.CoupledJointMixture,
+        Settings(search_radius=3.0, iterations=80, sampler_num_times=200, width=192),
+    ),
+    "joint_double_well": (
+        egm.energies.JointDoubleWell,
+        Settings(
+            search_radius=4.0,
+            iterations=36,
+            learning_rate=4e-3,
+            sampler_num_times=200,
+            particles=(4, 2),
+            width=64,
+        ),
+    ),
 }
 TARGET = flags.DEFINE_enum("target", "gb_rbm", list(TARGETS), "Which energy.")
 
 
-def make_networks(energy, particles, path, **shape):
+def make_networks(energy, settings, path, **shape):
     """(generator, log-marginal): equivariant ones for particles."""
-    if particles is not None:
-        args = (path, *particles, energy.vocab_size)
+    shape |= {"width": settings.width}
+    if settings.particles is not None:
+        args, shape = (path, *settings.particles, energy.vocab_size), shape | {"edge_width": 16}
         return networks.EGNNMixed(*args, **shape), networks.EGNNMixedLogMarginal(*args, **shape)
     args = (path, energy.vocab_size)
     return networks.MLPMixed(*args, **shape), networks.MLPMixedLogMarginal(*args, **shape)
