@@ -53,7 +53,7 @@ def make_networks(energy, settings, path, **shape):
 def main(_):
     target, settings = TARGETS[TARGET.value]
     energy = target()
-    run(TARGET.value, energy, settings, functools.partial(make_networks, energy, settings.particles), START)
+    run(TARGET.value, energy, settings, functools.partial(make_networks, energy, settings), START)
 
 
 if __name__ == "__main__":
