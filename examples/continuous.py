@@ -43,6 +43,7 @@ class Settings(NamedTuple):
       sampler_num_times: steps of the final sampler.
       num_simulated, num_gradient_steps, batch_size: sizes of an iteration.
       particles: (number, dimension) of a particle system, or None.
+      width: of the networks.
     """
 
     search_radius: float
@@ -54,6 +55,7 @@ class Settings(NamedTuple):
     num_gradient_steps: int = 150
     batch_size: int = 512
     particles: tuple[int, int] | None = None
+    width: int = 128
 
 
 def make_path(key: jax.Array, energy: Any, settings: Settings) -> tuple[Any, scales.Scales]:
