@@ -171,14 +171,19 @@ class ScoreHead:
     def conditional_target(
         self, x_1: Array, x_t: Array, t: Array, energy: Energy | None = None
     ) -> ConditionalScore:
-        """The mix of the two forms of the conditional score; without E the noise alone."""
+        """The mix of the two forms of the conditional score.
+
+        Without E, and where its gradient is not finite, it is the noise alone.
+        """
         level = self._level(t, x_t)
-        if energy is None or not self.target_score:
-            score = (level.alpha * x_1 - x_t) / level.variance
-        else:
+        score = (level.alpha * x_1 - x_t) / level.variance
+        if energy is not None and self.target_score:
             # (1 - c)/sigma^2 = 1/b^2: finite at t = 1.
             noise = (level.alpha * x_1 - x_t) / level.spread**2
-            score = level.gate * _score(energy, x_1, self.path) / level.alpha + noise
+            own = _score(energy, x_1, self.path)
+            finite = jnp.all(jnp.isfinite(own), axis=-1, keepdims=True)
+            mix = level.gate * jnp.where(finite, own, 0.0) / level.alpha + noise
+            score = jnp.where(finite, mix, score)
         return ConditionalScore(score, x_1)
 
     def divergence(

@@ -24,9 +24,10 @@ class Scales(NamedTuple):
 
     Attributes:
       center: [D] mean of the minima found.
-      extent: root mean square over coordinates of their spread, the width of a minimum included.
+      extent: root mean square over dimensions of their spread, the width of a minimum included.
       radius: largest coordinate of a minimum beyond `center`, three widths of a minimum included.
-      length_scale: the width of a minimum, (D / trace of the Hessian)^(1/2), the median over minima.
+      length_scale: the width of a minimum, (dimension of the space / trace of the Hessian)^(1/2), the
+        median over minima.
       num_minima: how many descents ended in a minimum low enough to count, of all that were started.
     """
 
@@ -96,8 +97,9 @@ def find_scales(
     if not good.any():
         raise ValueError(f"energy was not finite at the end of any of {num_starts} descents")
     good &= value <= value[good].min() + energy_range
-    size = x.shape[-1]
-    curvature = np.median(trace[good]) / size
+    basis = np.eye(x.shape[-1], dtype=np.float32)
+    dimension = round(float(np.trace(np.asarray(project(jnp.asarray(basis))))))
+    curvature = np.median(trace[good]) / dimension
     if not curvature > 0:
         raise ValueError(f"energy has mean curvature {curvature} at its minima; it must be positive")
     length = curvature**-0.5
@@ -105,7 +107,7 @@ def find_scales(
     spread = x[good] - center
     return Scales(
         center,
-        float(np.sqrt(np.mean(spread**2) + length**2)),
+        float(np.sqrt(np.mean(np.sum(spread**2, axis=-1)) / dimension + length**2)),
         float(np.max(np.abs(spread)) + 3 * length),
         float(length),
         int(good.sum()),

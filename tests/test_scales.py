@@ -38,15 +38,15 @@ def test_minima_far_above_the_lowest_do_not_count():
 
 
 def test_the_space_of_a_centred_path():
-    """Two particles on a line at distance 2, k = 9: x = +-1, (D / trace)^(1/2) = 1/3, centred throughout."""
+    """Two particles on a line at distance 2: x = +-1, curvature 18 along the subspace's one direction."""
     path = CenteredPath(VarianceExplodingPath(0.1, 1.0), 2, 1)
     energy = lambda x: 4.5 * (jnp.abs(x[:, 0] - x[:, 1]) - 2) ** 2
     found = find_scales(KEY, energy, (2,), 3.0, project=path.project, **SMALL)
-    np.testing.assert_allclose(found.length_scale, 1 / 3, rtol=1e-3)
+    np.testing.assert_allclose(found.length_scale, 18**-0.5, rtol=1e-3)
     np.testing.assert_allclose(np.sum(found.center), 0.0, atol=1e-5)
     share = (found.center[0] + 1) / 2
-    np.testing.assert_allclose(found.extent, np.sqrt(4 * share * (1 - share) + 1 / 9), rtol=1e-3)
-    np.testing.assert_allclose(found.radius, 2 * max(share, 1 - share) + 1, rtol=1e-3)
+    np.testing.assert_allclose(found.extent, np.sqrt(8 * share * (1 - share) + 1 / 18), rtol=1e-3)
+    np.testing.assert_allclose(found.radius, 2 * max(share, 1 - share) + 3 * 18**-0.5, rtol=1e-3)
 
 
 def test_tokens_are_drawn_and_held():
