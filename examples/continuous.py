@@ -163,12 +163,13 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable, sta
         jump = processes.JumpProcess(paths.MaskedPath(energy.vocab_size))
         sampler, trainer = (processes.ProductProcess({"x": p, "h": jump}) for p in (sampler, trainer))
         reference = {"x": reference, "h": None}
-    slow = ALGORITHM.value in ("naive", "bootstrap")
+    # An estimate costs K evaluations an example, of a network where it is bootstrapped.
+    cost = {"naive": 4, "bootstrap": 8, "local_bootstrap": 2, "weighted": 1}[ALGORITHM.value]
     config = iteration.IterationConfig(
         num_simulated=settings.num_simulated,
         buffer_size=5 * settings.num_simulated,
-        num_gradient_steps=settings.num_gradient_steps,
-        batch_size=settings.batch_size // 4 if slow else settings.batch_size,
+        num_gradient_steps=settings.num_gradient_steps // (3 if cost == 8 else 1),
+        batch_size=settings.batch_size // cost,
         num_times=settings.num_times,
         ema_decay=0.95 if ALGORITHM.value == "local_bootstrap" else 0.995,
     )
@@ -186,7 +187,7 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable, sta
         init(init_params(k_params)),
         k_train,
         learning_rate=settings.learning_rate,
-        iterations=ITERATIONS.value or math.ceil(settings.iterations * (0.5 if slow else 1.0)),
+        iterations=ITERATIONS.value or math.ceil(settings.iterations / (2 if cost > 1 else 1)),
         seconds=SECONDS.value,
     )
     report(

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
 import scipy.spatial
+from absl import flags
 
 import egm
 from egm import metrics
 
-SET_SIZE, NUM_SETS, NUM_FLOOR_PAIRS = 2000, 20, 50
+SET_SIZE = flags.DEFINE_integer("set_size", 2000, "States in each of the sets whose distances are measured.")
+NUM_SETS, NUM_FLOOR_PAIRS = 20, 50
 NUM_WEIGHTED = 20_000  # samples that ESS, log Z, reweighted means and z-scores are made of
 # An assignment of 2,000 points to 2,000 takes .5 to 1 s on a CPU core.
 NUM_W2_SETS, NUM_W2_FLOOR_PAIRS = 10, 20
@@ -47,7 +49,7 @@ def draw(key, energy, process, generator, moments, num_times) -> Samples:
     """Simulate forward from the prior and backward from exact samples."""
     path, times = process.path, process.times(num_times)
     shape = jax.tree.map(
-        lambda event: (SET_SIZE, *event), energy.event_shape, is_leaf=lambda s: isinstance(s, tuple)
+        lambda event: (SET_SIZE.value, *event), energy.event_shape, is_leaf=lambda s: isinstance(s, tuple)
     )
 
     @jax.jit
@@ -66,7 +68,7 @@ def draw(key, energy, process, generator, moments, num_times) -> Samples:
     k_forward, k_exact, k_backward = jax.random.split(key, 3)
     sets = [jax.device_get(forward(k)) for k in jax.random.split(k_forward, NUM_SETS)]
     state, log_w = jax.tree.map(lambda *parts: np.concatenate(parts), *sets)
-    exact = jax.device_get(energy.sample(k_exact, NUM_SETS * SET_SIZE))
+    exact = jax.device_get(energy.sample(k_exact, NUM_SETS * SET_SIZE.value))
     evaluate = jax.jit(energy)
     value, exact_value = (np.concatenate([np.asarray(evaluate(s)) for s in split(a)]) for a in (state, exact))
     reverse = np.asarray(backward(k_backward, next(split(exact))))
@@ -75,8 +77,8 @@ def draw(key, energy, process, generator, moments, num_times) -> Samples:
 
 def split(state):
     """Sets of 2,000 of a state, in turn."""
-    for start in range(0, NUM_SETS * SET_SIZE, SET_SIZE):
-        yield jax.tree.map(lambda a, i=start: a[i : i + SET_SIZE], state)
+    for start in range(0, NUM_SETS * SET_SIZE.value, SET_SIZE.value):
+        yield jax.tree.map(lambda a, i=start: a[i : i + SET_SIZE.value], state)
 
 
 def position(state):
@@ -116,9 +118,9 @@ def distances_to_exact(energy, data):
     results = {}
 
     def compare(name, distance, generated, exact, num_sets=NUM_SETS, num_pairs=NUM_FLOOR_PAIRS):
-        n = num_sets * SET_SIZE
+        n = num_sets * SET_SIZE.value
         results[name] = metrics.sample_distance(distance, generated[:n], exact[:n], num_sets)
-        results[f"{name}_floor"] = metrics.distance_floor(distance, exact, SET_SIZE, num_pairs)
+        results[f"{name}_floor"] = metrics.distance_floor(distance, exact, SET_SIZE.value, num_pairs)
 
     x, exact = position(data.state), position(data.exact)
     compare("energy_w1", w1, data.energy, data.exact_energy)
@@ -190,9 +192,10 @@ def mode_masses(key, energy, data):
         return np.mean([np.asarray(fractions(s)) for s in split(state)], axis=0)
 
     truth = np.mean(
-        [mean(energy.sample(k, NUM_SETS * SET_SIZE)) for k in jax.random.split(key, NUM_MODE_DRAWS)], axis=0
+        [mean(energy.sample(k, NUM_SETS * SET_SIZE.value)) for k in jax.random.split(key, NUM_MODE_DRAWS)],
+        axis=0,
     )
-    keep = truth * NUM_SETS * SET_SIZE >= MIN_MODE_COUNT
+    keep = truth * NUM_SETS * SET_SIZE.value >= MIN_MODE_COUNT
     return *(a[keep] for a in (mean(data.state), mean(data.exact), truth)), truth.size
 
 

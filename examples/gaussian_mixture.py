@@ -17,7 +17,8 @@ from egm import networks  # noqa: E402
 
 
 def make_networks(path, **shape):
-    return networks.MLPVector(path, **shape), networks.MLPVectorLogMarginal(path, **shape)
+    # A bootstrap step evaluates the log-marginal on batch_size * K states: a small one.
+    return networks.MLPVector(path, **shape), networks.MLPVectorLogMarginal(path, **shape, width=64, depth=2)
 
 
 def main(_):

@@ -47,7 +47,9 @@ def make_networks(energy, settings, path, **shape):
         args, shape = (path, *settings.particles, energy.vocab_size), shape | {"edge_width": 16}
         return networks.EGNNMixed(*args, **shape), networks.EGNNMixedLogMarginal(*args, **shape)
     args = (path, energy.vocab_size)
-    return networks.MLPMixed(*args, **shape), networks.MLPMixedLogMarginal(*args, **shape)
+    # A bootstrap step evaluates the log-marginal on batch_size * K states: a small one.
+    small = shape | {"width": 64, "depth": 2}
+    return networks.MLPMixed(*args, **shape), networks.MLPMixedLogMarginal(*args, **small)
 
 
 def main(_):
