@@ -152,6 +152,25 @@ def test_the_posterior_variance_keeps_the_ess_up():
 # Flows.
 
 
+@pytest.mark.parametrize("path", [LinearPath(), CenteredPath(VarianceExplodingPath(0.3, 3.0), 3, 2)])
+def test_data_scale_stands_for_normal_data(x64, path):
+    """A velocity alone with `data_scale` moves as the record with the posterior variance of N(0, l^2 I)."""
+    size, scale = 6, 1.7
+    x = path.sample_prior(jax.random.key(0), (5, size))
+    t, r = 0.4, 0.55
+    share = path.dimension(size) / size
+    alpha, noise = path.alpha(t), path.variance(t)
+    variance = share * scale**2 * noise / (noise + alpha**2 * scale**2)
+    velocity = lambda y, s: jnp.sin(y)
+    record = lambda y, s: egm.typing.Gaussian(velocity(y, s), posterior_variance=jnp.full(y.shape, variance))
+    came = DiffusionProcess(path, data_scale=scale).step(jax.random.key(1), x, velocity, t, r)
+    expected = DiffusionProcess(path).step(jax.random.key(1), x, record, t, r)
+    for a, b in zip(came, expected):
+        np.testing.assert_allclose(a, b, rtol=1e-9)
+    with pytest.raises(ValueError, match="data_scale"):
+        DiffusionProcess(path, data_scale=0.0)
+
+
 @pytest.mark.parametrize("method, order", [("euler", 1), ("heun", 2)])
 def test_order_of_a_flow(x64, method, order):
     """The errors of x_1 and of the log-determinant fall by 2^order when the steps double.
