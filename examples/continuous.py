@@ -44,6 +44,7 @@ class Settings(NamedTuple):
       num_simulated, num_gradient_steps, batch_size: sizes of an iteration.
       particles: (number, dimension) of a particle system, or None.
       width: of the networks.
+      symmetric: E(x, h) = E(-x, 1 - h): networks keep it, and the centre is 0.
     """
 
     search_radius: float
@@ -56,6 +57,7 @@ class Settings(NamedTuple):
     batch_size: int = 512
     particles: tuple[int, int] | None = None
     width: int = 128
+    symmetric: bool = False
 
 
 def make_path(key: jax.Array, energy: Any, settings: Settings) -> tuple[Any, scales.Scales]:
@@ -77,6 +79,8 @@ def make_path(key: jax.Array, energy: Any, settings: Settings) -> tuple[Any, sca
     # a normal prior with fitted moments is as good as the marginal.
     s = found.length_scale
     path = paths.VarianceExplodingPath(s, 2.5 * found.extent, length_scale=s)
+    if center is not None or settings.symmetric:
+        found = found._replace(center=found.center * 0.0)
     return (path if center is None else paths.CenteredPath(path, *settings.particles)), found
 
 
@@ -112,17 +116,18 @@ def make_algorithm(name: str, energy: Any, path: Any, found: scales.Scales, make
 
     `make_networks(path, **shape)` returns (generator network, log-marginal network).
     """
-    centered = isinstance(path, paths.CenteredPath)
-    center = 0.0 if centered else tuple(float(c) for c in found.center)
+    center = tuple(float(c) for c in found.center) if found.center.any() else 0.0
     shape = {"length_scale": found.length_scale, "data_scale": found.extent}
-    head = heads.ScoreHead(path, center=center, **shape)
+    head = heads.ScoreHead(path, **shape, center=center)
     event = energy.event_shape
     x, t = jnp.zeros((1, path_size(event))), jnp.zeros(1)
     if isinstance(event, dict):
         head = heads.ProductHead({"x": head, "h": heads.DenoiserHead(paths.MaskedPath(energy.vocab_size))})
         x = {"x": x, "h": jnp.zeros((1, *event["h"]), jnp.int32)}
-    generator, log_marginal = make_networks(path, **shape, **({} if centered else {"center": center}))
-    skip = relaxed_skip(path, energy, center=center, **shape)
+    if not isinstance(path, paths.CenteredPath):
+        shape["center"] = center
+    generator, log_marginal = make_networks(path, **shape)
+    skip = relaxed_skip(path, energy, **shape)
     if name == "local_bootstrap":
         algorithm = algorithms.LocalBootstrap(head.path, log_marginal.apply, skip=skip)
         return algorithm, lambda k: log_marginal.init(k, x, t)
@@ -157,8 +162,6 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable, sta
     sampler, trainer = (make_process(p, path, found) for p in (PROCESS.value, "diffusion"))
     size = path_size(energy.event_shape)
     reference = egm.typing.Moments(jnp.asarray(found.center, float), jnp.full(size, found.extent**2))
-    if settings.particles is not None:
-        reference = reference._replace(mean=jnp.zeros(size))
     if isinstance(energy.event_shape, dict):
         jump = processes.JumpProcess(paths.MaskedPath(energy.vocab_size))
         sampler, trainer = (processes.ProductProcess({"x": p, "h": jump}) for p in (sampler, trainer))

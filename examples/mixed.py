@@ -20,10 +20,13 @@ from egm import networks  # noqa: E402
 
 TARGETS = {
     "gb_rbm": (egm.energies.GaussianBernoulliRBM, Settings(search_radius=10.0)),
-    "joint_mixture": (egm.energies.JointGaussianMixture, Settings(search_radius=3.0, iterations=70)),
+    "joint_mixture": (
+        egm.energies.JointGaussianMixture,
+        Settings(search_radius=3.0, iterations=70, symmetric=True),
+    ),
     "coupled_joint_mixture": (
         egm.energies.CoupledJointMixture,
-        Settings(search_radius=3.0, iterations=80, sampler_num_times=200, width=192),
+        Settings(search_radius=3.0, iterations=80, sampler_num_times=200, symmetric=True),
     ),
     "joint_double_well": (
         egm.energies.JointDoubleWell,
@@ -47,9 +50,10 @@ def make_networks(energy, settings, path, **shape):
         args, shape = (path, *settings.particles, energy.vocab_size), shape | {"edge_width": 16}
         return networks.EGNNMixed(*args, **shape), networks.EGNNMixedLogMarginal(*args, **shape)
     args = (path, energy.vocab_size)
+    symmetric = shape | {"flip": settings.symmetric}
     # A bootstrap step evaluates the log-marginal on batch_size * K states: a small one.
     small = shape | {"width": 64, "depth": 2}
-    return networks.MLPMixed(*args, **shape), networks.MLPMixedLogMarginal(*args, **small)
+    return networks.MLPMixed(*args, **symmetric), networks.MLPMixedLogMarginal(*args, **small)
 
 
 def main(_):

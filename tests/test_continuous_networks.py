@@ -303,3 +303,26 @@ def test_bad_inputs_raise():
         networks.energy_log_marginal(Repulsion(), linear, max_energy=0.0)
     with pytest.raises(ValueError, match=r"energy must return shape \(2,\)"):
         networks.energy_log_marginal(lambda x: x, linear)(x, t)
+
+
+def test_flip_is_exact(x64):
+    """(x, h) -> (-x, 1 - h) turns F and the logits round and leaves G, for parameters far from the start."""
+    path = paths.VarianceExplodingPath(0.3, 3.0)
+    net = networks.MLPMixed(path, 2, 0.3, 1.0, flip=True)
+    x = jax.random.normal(jax.random.key(0), (6, 3))
+    h = jnp.array([[0, 1, 2, 2], [1, 1, 0, 2]] * 3)
+    t = jnp.linspace(0.0, 1.0, 6)
+    params = jax.tree.map(
+        lambda p: jax.random.normal(jax.random.key(p.size), p.shape), net.init(KEY, {"x": x, "h": h}, t)
+    )
+    apply = jax.jit(net.apply)
+    out, back = (
+        apply(params, {"x": x, "h": h}, t),
+        apply(params, {"x": -x, "h": jnp.where(h == 2, 2, 1 - h)}, t),
+    )
+    np.testing.assert_allclose(back["x"], out["x"] * jnp.array([[[-1.0, 1.0]]]), rtol=1e-9)
+    np.testing.assert_allclose(back["h"], out["h"][..., ::-1], rtol=1e-9)
+    assert np.std(out["x"][..., 0]) > 0.1
+    for bad in (networks.MLPMixed(path, 3, flip=True), networks.MLPMixed(path, 2, center=0.5, flip=True)):
+        with pytest.raises(ValueError, match="flip needs"):
+            bad.init(KEY, {"x": x, "h": h}, t)

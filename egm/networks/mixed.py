@@ -34,6 +34,8 @@ class MLPMixed(nn.Module):
       depth: number of hidden layers.
       num_frequencies: of the Fourier features of x, as for `MLPVector`.
       num_outputs: numbers a coordinate of x.
+      flip: exact equivariance under (x, h) -> (-x, 1 - h), for energies that have this symmetry, by
+        evaluating both; V = 2 and center = 0 only.
     """
 
     gaussian_path: GaussianPath
@@ -45,16 +47,36 @@ class MLPMixed(nn.Module):
     depth: int = 3
     num_frequencies: int | None = None
     num_outputs: int = 2
+    flip: bool = False
 
     @nn.compact
     def __call__(self, state: Mixed, t: Array) -> Mixed:
+        if self.flip:
+            state, t = self._both(state, t)
         hidden, dim, sites = _hidden(self, state, t)
         size = dim * self.num_outputs
         out = nn.Dense(size + sites * self.vocab_size, kernel_init=small_init)(hidden)
-        return {
-            "x": out[:, :size].reshape(-1, dim, self.num_outputs),
-            "h": out[:, size:].reshape(-1, sites, self.vocab_size),
-        }
+        x = out[:, :size].reshape(-1, dim, self.num_outputs)
+        h = out[:, size:].reshape(-1, sites, self.vocab_size)
+        if self.flip:
+            (x, x_flipped), (h, h_flipped) = (jnp.split(a, 2) for a in (x, h))
+            # F is a vector and turns its sign; the other outputs are scalars.
+            sign = jnp.where(jnp.arange(self.num_outputs) == 0, -1.0, 1.0).astype(x.dtype)
+            x = 0.5 * (x + x_flipped * jnp.broadcast_to(sign, x.shape))
+            h = 0.5 * (h + h_flipped[..., ::-1])
+        return {"x": x, "h": h}
+
+    def _both(self, state, t):
+        """The states and, behind them, the flipped ones."""
+        if self.vocab_size != 2:
+            raise ValueError(f"flip needs vocab_size = 2, got {self.vocab_size}")
+        if self.center != 0:
+            raise ValueError(f"flip needs center = 0, got {self.center}")
+        x, h = mixed_state(state)
+        flipped = jnp.where(h == self.vocab_size, h, 1 - h)
+        t = jnp.broadcast_to(t, x.shape[:1])
+        both = {"x": jnp.concatenate([x, -x]), "h": jnp.concatenate([h, flipped])}
+        return both, jnp.concatenate([t, t])
 
 
 class MLPMixedLogMarginal(nn.Module):
