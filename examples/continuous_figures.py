@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import matplotlib
-from continuous_statistics import NUM_WEIGHTED, Samples, particle_distances, position
+from continuous_statistics import Samples, num_weighted, particle_distances, position
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -119,7 +119,7 @@ def configurations(ax, energy, p):
 
 def pair_distances(ax, energy, p):
     """Histogram of all distances between particles."""
-    n = NUM_WEIGHTED
+    n = num_weighted(p.data)
     generated, exact = (particle_distances(energy, position(s)) for s in (p.data.state, p.data.exact))
     pairs = exact.shape[1]
     weights = np.repeat(weights_of(p) / pairs, pairs)
@@ -133,13 +133,13 @@ def energies(ax, energy, p):
     """Histogram of the energy."""
     e, r = p.data.energy, p.results
     name = "reference" if hasattr(energy, "num_particles") else "exact"
-    histogram(ax, e, e[:NUM_WEIGHTED], weights_of(p), p.data.exact_energy, name)
+    histogram(ax, e, e[: num_weighted(p.data)], weights_of(p), p.data.exact_energy, name)
     ax.set(title=f"$W_1$ {r['energy_w1']:.3g}, floor {r['energy_w1_floor']:.3g}", xlabel="energy")
 
 
 def weights_of(p):
     """[n] normalised weights of the samples that are reweighted."""
-    log_w = np.asarray(p.data.log_w[:NUM_WEIGHTED], np.float64)
+    log_w = np.asarray(p.data.log_w[: num_weighted(p.data)], np.float64)
     valid = ~(np.isnan(log_w) | np.isposinf(log_w))
     w = np.where(valid, np.exp(log_w - np.max(log_w, where=valid, initial=-np.inf)), 0.0)
     return w / max(np.sum(w), np.finfo(float).tiny)

@@ -16,7 +16,6 @@ from egm import metrics
 
 SET_SIZE = flags.DEFINE_integer("set_size", 2000, "States in each of the sets whose distances are measured.")
 NUM_SETS, NUM_FLOOR_PAIRS = 20, 50
-NUM_WEIGHTED = 20_000  # samples that ESS, log Z, reweighted means and z-scores are made of
 # An assignment of 2,000 points to 2,000 takes .5 to 1 s on a CPU core.
 NUM_W2_SETS, NUM_W2_FLOOR_PAIRS = 10, 20
 NUM_MODE_DRAWS = 10  # of 40,000 exact samples: what nearest-mode fractions should be, to a few percent
@@ -73,6 +72,11 @@ def draw(key, energy, process, generator, moments, num_times) -> Samples:
     value, exact_value = (np.concatenate([np.asarray(evaluate(s)) for s in split(a)]) for a in (state, exact))
     reverse = np.asarray(backward(k_backward, next(split(exact))))
     return Samples(state, log_w, value, exact, exact_value, reverse)
+
+
+def num_weighted(data: Samples) -> int:
+    """How many samples ESS, log Z, reweighted means and z-scores are made of: half, 20,000 by default."""
+    return len(data.log_w) // 2
 
 
 def split(state):
@@ -153,7 +157,7 @@ def token_statistics(energy, data):
         s = spins(state)
         return np.concatenate([np.mean(s, axis=0), (s.T @ s / len(s))[i, j]])
 
-    n = NUM_WEIGHTED
+    n = num_weighted(data)
     found = statistics({"h": data.state["h"][:n]})
     if hasattr(energy, "token_marginals"):
         one, two = energy.token_marginals()
@@ -165,7 +169,7 @@ def token_statistics(energy, data):
 
 def composition(data):
     """Frequencies [L + 1] of the number of tokens 1: 20,000 raw, the reference's, the standard error."""
-    n = NUM_WEIGHTED
+    n = num_weighted(data)
     generated, exact = np.sum(data.state["h"][:n], axis=1), np.sum(data.exact["h"], axis=1)
     bins = data.exact["h"].shape[1] + 1
     found, truth = (np.bincount(a, minlength=bins) / len(a) for a in (generated, exact))
@@ -204,7 +208,7 @@ def weight_results(energy, data):
 
     A raw mean is NaN where any raw state is, and so are the distances above: nothing is left out.
     """
-    n = NUM_WEIGHTED
+    n = num_weighted(data)
     log_w, value = jnp.asarray(data.log_w[:n]), data.energy[:n]
     summary = metrics.summarize(log_w)
     eubo, eubo_error = (float(v) for v in metrics.evidence_upper_bound(jnp.asarray(data.reverse)))
