@@ -32,7 +32,7 @@ TARGETS = {
         egm.energies.JointDoubleWell,
         Settings(
             search_radius=4.0,
-            iterations=36,
+            iterations=50,
             learning_rate=4e-3,
             sampler_num_times=200,
             particles=(4, 2),
