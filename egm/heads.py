@@ -333,13 +333,14 @@ class ProductHead:
         return total
 
     def metrics(self, target, output, x_t, t, energy=None) -> dict[str, Array]:
-        """Those of the leaves."""
+        """Those of the leaves; the mean over the leaves that report one."""
         found = {}
         for wanted, (head, out, x, leaf) in zip(
             self._parts(target, "target"), self._each(output, x_t, t, energy), strict=True
         ):
-            found |= head.metrics(wanted, out, x, t, leaf)
-        return found
+            for name, value in head.metrics(wanted, out, x, t, leaf).items():
+                found.setdefault(name, []).append(value)
+        return {name: jnp.mean(jnp.stack(values)) for name, values in found.items()}
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
         """The sums over the leaves."""
@@ -349,7 +350,7 @@ class ProductHead:
 
     def _parts(self, tree, name):
         """The subtrees at the heads' places; raises ValueError where the structure differs."""
-        return self.path._parts(tree, name)
+        return self.path.leaves_with(tree, name)[1]
 
     def _each(self, output, x_t, t, energy):
         """(head, output, state, energy of the part with the others held) of every leaf."""

@@ -276,3 +276,13 @@ def test_conditional_targets_of_a_product():
         np.testing.assert_allclose(came["h"][:, site], expected, rtol=1e-4, atol=1e-6)
     own = PARTS["x"].conditional_target(STATE["x"], x_t["x"], T, held(ENERGY, STATE["h"]))
     close(came["x"], own, rtol=1e-6)
+
+
+def test_clipping_of_several_gaussian_parts_is_averaged():
+    path = LinearPath()
+    tight, loose = (heads.ScoreHead(path, max_drift_norm=limit) for limit in (1e-3, 1e3))
+    product = heads.ProductHead({"a": tight, "b": loose})
+    x = {name: jax.random.normal(jax.random.key(i), (8, 2)) for i, name in enumerate("ab")}
+    t, output = jnp.full(8, 0.5), {name: jnp.ones((8, 2, 2)) for name in "ab"}
+    target = product.conditional_target(x, x, t)
+    np.testing.assert_allclose(product.metrics(target, output, x, t)["drift_clipped"], 0.5)

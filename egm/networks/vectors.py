@@ -1,7 +1,7 @@
 """MLPs on vectors of a Gaussian path: raw generators, log-marginals, and closed forms to add them to.
 
 `module.apply(params, x [N, D], t [N])`. A generator's raw output [N, D, 2] holds F and G: a head in
-`egm.losses` makes F / sqrt(sigma^2 + alpha^2 s^2) a correction of the score, G one of the log of the
+`egm.heads` makes F / sqrt(sigma^2 + alpha^2 s^2) a correction of the score, G one of the log of the
 posterior variance. Outputs are near zero at the start. The field of the path is called `gaussian_path`
 because Flax keeps `Module.path` for itself.
 """

@@ -55,9 +55,13 @@ class ProductPath:
         """The parts, in the structure they were given in."""
         return self._treedef.unflatten(self._leaves)
 
-    def leaves_with(self, tree: PyTree) -> tuple[list[Path], list[Any]]:
-        """(the parts, the subtrees of `tree` at their places), both in the paths' order."""
-        return list(self._leaves), self._parts(tree, "tree")
+    def leaves_with(self, tree: PyTree, name: str = "tree") -> tuple[list[Path], list[Any]]:
+        """(the parts, the subtrees of `tree` at their places), both in the paths' order.
+
+        Raises:
+          ValueError: `tree`, called `name` in the message, has another structure.
+        """
+        return list(self._leaves), self._parts(tree, name)
 
     def unflatten(self, parts: Any) -> PyTree:
         """The pytree of what each part has, given in the paths' order."""
