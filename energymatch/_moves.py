@@ -1,0 +1,261 @@
+"""One move of Langevin dynamics: its arguments, its proposal, Metropolis' test. `langevin` is the door to it.
+
+Shape letters as there: B chains, *event the axes of one state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import checks, random
+from egm.typing import Array
+from energymatch.potential import Potential, value_and_gradient
+
+METHODS = ("euler_maruyama", "heun", "mala")
+"""Names of the discretisations."""
+Temperature = float | Array | Callable[[Array], Array]
+"""eps: a number, an array () or [B], or a function eps(t) of the times () or [B]."""
+
+
+class LangevinState(NamedTuple):
+    """Chains and what the next step needs of them; V and U apart, because eps(t) changes.
+
+    Attributes:
+      x: [B, *event].
+      value: [B] V(x).
+      gradient: [B, *event] grad V(x).
+      energy: [B] sum_j U_j(x), a scalar term counted as its B-th part; None without extra energies.
+      energy_gradient: [B, *event] its gradient, or None.
+    """
+
+    x: Array
+    value: Array
+    gradient: Array
+    energy: Array | None
+    energy_gradient: Array | None
+
+
+class LangevinInfo(NamedTuple):
+    """What happened to each chain in one step.
+
+    Attributes:
+      acceptance: [B] probability that the proposal was accepted: 1 for unadjusted moves, 0 where the
+        chain was held.
+      accepted: [B] bool, whether the chain moved.
+      num_nonfinite: [B] int32, 1 where the proposal or its energies were not finite.
+    """
+
+    acceptance: Array
+    accepted: Array
+    num_nonfinite: Array
+
+
+class Settings(NamedTuple):
+    """What stays the same over the steps of a chain, checked by `check_settings`."""
+
+    potential: Potential
+    temperature: Temperature
+    energies: tuple[Potential, ...]
+    method: str
+    bounds: tuple[float, float] | None
+
+
+def check_settings(
+    potential: Potential, temperature: Temperature, energies: Any, method: str, bounds: Any
+) -> Settings:
+    """The settings; raises TypeError or ValueError that names the argument."""
+    if not callable(potential):
+        raise TypeError(f"potential must be callable, got {potential!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    if bounds is not None:
+        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+            raise TypeError(f"bounds must be None or a pair (lo, hi), got {bounds!r}")
+        lo, hi = (checks.finite_float(b, "bounds") for b in bounds)
+        if lo >= hi:
+            raise ValueError(f"bounds must be (lo, hi) with lo < hi, got {bounds}")
+        bounds = (lo, hi)
+    return Settings(potential, temperature, _check_energies(energies), method, bounds)
+
+
+def _check_energies(energies: Any) -> tuple[Potential, ...]:
+    if not isinstance(energies, (tuple, list)) or not all(callable(u) for u in energies):
+        raise TypeError(f"energies must be a tuple of functions, got {energies!r}")
+    return tuple(energies)
+
+
+def _number(value: Any, name: str, batch: int) -> Array:
+    """`value` as a floating array of shape () or [B]."""
+    value = jnp.asarray(value)
+    if jnp.issubdtype(value.dtype, jnp.integer):
+        value = value.astype(float)
+    value = checks.float_array(value, name)
+    if value.shape not in ((), (batch,)):
+        raise ValueError(f"{name} must be a scalar or have shape ({batch},), got shape {value.shape}")
+    return value
+
+
+def check_time(t: Any, name: str, batch: int) -> Array:
+    """`t` as an array () or [B]; concrete values must be finite."""
+    t = _number(t, name, batch)
+    value = checks.concrete(t)
+    if value is not None and not np.all(np.isfinite(value)):
+        raise ValueError(f"{name} must be finite, got {value}")
+    return t
+
+
+def check_step_size(step_size: Any, batch: int) -> Array:
+    """`step_size` as an array () or [B]; concrete values must be finite and positive."""
+    step_size = _number(step_size, "step_size", batch)
+    value = checks.concrete(step_size)
+    if value is not None and not np.all((value > 0) & np.isfinite(value)):
+        raise ValueError(f"step_size must be finite and positive, got {value}")
+    return step_size
+
+
+def _epsilon(temperature: Temperature, t: Array, x: Array) -> Array:
+    """[B] eps(t) in the dtype of x."""
+    batch = x.shape[0]
+    epsilon = _number(temperature(t) if callable(temperature) else temperature, "temperature", batch)
+    value = checks.concrete(epsilon)
+    if value is not None and not np.all((value >= 0) & np.isfinite(value)):
+        raise ValueError(f"temperature must be finite and non-negative, got {value}")
+    return jnp.broadcast_to(epsilon.astype(x.dtype), (batch,))
+
+
+def _energy_and_gradient(energies: Sequence[Potential], x: Array, adjusted: bool) -> tuple[Array, Array]:
+    """([B] the sum of the terms, a scalar one shared out evenly; [B, *event] the sum's gradient)."""
+    batch = x.shape[0]
+
+    def total(x):
+        value = jnp.zeros(batch, x.dtype)
+        for i, energy in enumerate(energies):
+            name, term = f"energies[{i}]", energy(x)
+            if jnp.shape(term) == () and not adjusted:
+                term = checks.model_output(term, name, ()) / batch
+            elif jnp.shape(term) == ():
+                raise ValueError(f"{name} must return shape {(batch,)} with method 'mala', got ()")
+            else:
+                term = checks.model_output(term, name, (batch,))
+            value = value + term.astype(x.dtype)
+        return jnp.sum(value), value
+
+    gradient, value = jax.grad(total, has_aux=True)(x)
+    return value, gradient
+
+
+def evaluate(settings: Settings, x: Array) -> LangevinState:
+    """The state of chains at x [B, *event]."""
+    value, gradient = value_and_gradient(settings.potential, x)
+    energy = energy_gradient = None
+    if settings.energies:
+        adjusted = settings.method == "mala"
+        energy, energy_gradient = _energy_and_gradient(settings.energies, x, adjusted)
+    return LangevinState(x, value.astype(x.dtype), gradient, energy, energy_gradient)
+
+
+def _wide(a: Array, like: Array) -> Array:
+    """[B] with axes of length 1 for the event."""
+    return a.reshape(a.shape + (1,) * (like.ndim - 1))
+
+
+def _all(mask: Array) -> Array:
+    """[B] whether a mask [B, *event] holds everywhere in the event."""
+    return jnp.all(mask, axis=tuple(range(1, mask.ndim)))
+
+
+def _select(mask: Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda a, b: jnp.where(_wide(mask, a), a, b), new, old)
+
+
+def _finite(state: LangevinState) -> Array:
+    leaves = [_all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(state)]
+    return jnp.all(jnp.stack(leaves), axis=0)
+
+
+def _drift(state: LangevinState, epsilon: Array) -> Array:
+    """[B, *event] grad[V + eps sum_j U_j]."""
+    if state.energy_gradient is None:
+        return state.gradient
+    return state.gradient + _wide(epsilon, state.x) * state.energy_gradient
+
+
+def move(
+    keys: Array, state: LangevinState, t: Array, step_size: Array, settings: Settings
+) -> tuple[LangevinState, LangevinInfo]:
+    """`langevin.step` with checked arguments: keys [B], t and step_size () or [B]."""
+    x, method, bounds = state.x, settings.method, settings.bounds
+    h = jnp.broadcast_to(step_size.astype(x.dtype), x.shape[:1])
+    epsilon = epsilon_end = _epsilon(settings.temperature, t, x)
+    if method == "heun":
+        epsilon_end = _epsilon(settings.temperature, t + step_size, x)
+    noise_keys = keys
+    if method == "mala":
+        noise_keys, uniform_keys = random.split(keys)
+    eta = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(noise_keys)
+    variance = (epsilon + epsilon_end) * h
+    random_part = _wide(_root(variance), x) * eta
+    cold = epsilon == 0
+
+    def proposal(drift):
+        """(point to evaluate: x where there is none, [B] whether it is finite, [B] inside the box)."""
+        y = x - _wide(h, x) * drift + random_part
+        finite = _all(jnp.isfinite(y))
+        inside = jnp.ones_like(cold)
+        if bounds is not None:
+            clipped = jnp.clip(y, *bounds)
+            if method == "mala":
+                clipped = _select(cold, clipped, y)
+                inside = _all((clipped >= bounds[0]) & (clipped <= bounds[1]))
+            y = clipped
+        return _select(finite & inside, y, x), finite, inside
+
+    drift = _drift(state, epsilon)
+    y, finite, inside = proposal(drift)
+    new = evaluate(settings, y)
+    if method == "heun":
+        finite = finite & _finite(new)
+        y, also_finite, _ = proposal(0.5 * (drift + _drift(new, epsilon_end)))
+        finite, new = finite & also_finite, evaluate(settings, y)
+    usable = finite & _finite(new)
+    if method != "mala":
+        info = LangevinInfo(usable.astype(x.dtype), usable, (~usable).astype(jnp.int32))
+        return _select(usable, new, state), info
+
+    log_ratio = _log_acceptance(state, new, eta, epsilon, h)
+    usable = usable & (cold | ~jnp.isnan(log_ratio))
+    acceptance = jnp.where(cold, 1.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
+    acceptance = jnp.where(usable & inside, acceptance, 0.0)
+    accepted = jax.vmap(lambda k: jax.random.uniform(k, (), x.dtype))(uniform_keys) < acceptance
+    zero_density = finite & (_is_infinite(new.value) | _is_infinite(new.energy))
+    num_nonfinite = (~usable & ~zero_density).astype(jnp.int32)
+    return _select(accepted, new, state), LangevinInfo(acceptance, accepted, num_nonfinite)
+
+
+def _log_acceptance(old: LangevinState, new: LangevinState, eta: Array, epsilon: Array, h: Array) -> Array:
+    """[B] log of pi(y) q(x | y) / (pi(x) q(y | x)), pi = exp(-V/eps - U), y = x - h G(x) + sqrt(2 eps h) eta.
+
+    With c = sqrt(h / (2 eps)) (G(x) + G(y)) the densities' ratio is exp(c . (eta - c/2)): no difference
+    of large squares.
+    """
+    epsilon = jnp.where(epsilon == 0, 1.0, epsilon)
+    log_ratio = (old.value - new.value) / epsilon
+    if old.energy is not None:
+        log_ratio = log_ratio + old.energy - new.energy
+    c = _wide(jnp.sqrt(0.5 * h / epsilon), eta) * (_drift(old, epsilon) + _drift(new, epsilon))
+    return log_ratio + jnp.sum(c * (eta - 0.5 * c), axis=tuple(range(1, eta.ndim)))
+
+
+def _is_infinite(value: Array | None) -> Array | bool:
+    return False if value is None else value == jnp.inf
+
+
+def _root(variance: Array) -> Array:
+    """Square root with a gradient of 0 at 0; NaN below, so that a negative temperature is counted."""
+    zero = variance == 0
+    return jnp.where(zero, 0.0, jnp.sqrt(jnp.where(zero, 1.0, variance)))

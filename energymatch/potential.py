@@ -1,0 +1,112 @@
+"""What follows from a potential V: its gradient, the velocity -grad V, the Boltzmann density exp(-V/epsilon).
+
+A potential is `V(x) -> [B]` on x [B, *event], its parameters closed over, lower on data. Shape letters:
+B batch, *event the axes of one state (a vector [D], an image [height, width, channels]).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from egm import checks
+from egm.typing import Array, Energy
+
+Potential = Callable[[Array], Array]
+"""`V(x) -> [B]` with x [B, *event]: V of an example depends on that example alone."""
+
+
+def value_and_gradient(potential: Potential, x: Array) -> tuple[Array, Array]:
+    """V and grad V in one forward and one backward pass (of the sum over examples).
+
+    Args:
+      potential: V.
+      x: [B, *event].
+
+    Returns:
+      ([B] V(x), [B, *event] grad V(x)).
+
+    Raises:
+      TypeError: `x` or V(x) is not floating. ValueError: `x` has no batch axis or V(x) is not [B].
+    """
+    x = checks.float_array(x, "x", min_ndim=1)
+
+    def total(x):
+        value = _evaluate(potential, x)
+        return jnp.sum(value), value
+
+    gradient, value = jax.grad(total, has_aux=True)(x)
+    return value, gradient
+
+
+def velocity(potential: Potential, x: Array) -> Array:
+    """[B, *event] the velocity of the transport, -grad V(x).
+
+    Args, Raises: as `value_and_gradient`.
+
+    Source: Energy Matching (arXiv 2504.10612), the field of the flow matching loss.
+    """
+    return -value_and_gradient(potential, x)[1]
+
+
+def boltzmann_log_density(potential: Potential, x: Array, epsilon: float | Array) -> Array:
+    """[B] the unnormalised log-density -V(x)/epsilon.
+
+    Args:
+      potential: V.
+      x: [B, *event].
+      epsilon: temperature, a positive number or a traced scalar (epsilon_max at equilibrium).
+
+    Raises:
+      TypeError, ValueError: as `value_and_gradient`, or `epsilon` is not a positive scalar.
+    """
+    x = checks.float_array(x, "x", min_ndim=1)
+    epsilon = _temperature(epsilon)
+    value = _evaluate(potential, x)
+    return -value / epsilon.astype(value.dtype)
+
+
+def boltzmann_energy(potential: Potential, epsilon: float | Array, *, event_ndim: int = 1) -> Energy:
+    """E(x) = V(x)/epsilon as an `egm.Energy`, to be sampled by the machinery of `egm`.
+
+    Args:
+      potential: V.
+      epsilon: temperature, a positive number or a traced scalar.
+      event_ndim: number of axes of one state: 1 for vectors, 3 for images.
+
+    Returns:
+      A function of x [..., *event] with any batch axes; it raises as `value_and_gradient` does.
+
+    Raises:
+      TypeError: `potential` is not callable. TypeError, ValueError: `epsilon` is not a positive scalar,
+        or `event_ndim` is no int above 0.
+    """
+    if not callable(potential):
+        raise TypeError(f"potential must be callable, got {potential!r}")
+    _temperature(epsilon)
+    event_ndim = checks.positive_int(event_ndim, "event_ndim")
+
+    def energy(x: Array) -> Array:
+        x = checks.float_array(x, "x", min_ndim=event_ndim)
+        batch, event = x.shape[: x.ndim - event_ndim], x.shape[x.ndim - event_ndim :]
+        flat = x.reshape(math.prod(batch), *event)
+        return -boltzmann_log_density(potential, flat, epsilon).reshape(batch)
+
+    return energy
+
+
+def _evaluate(potential: Potential, x: Array) -> Array:
+    return checks.model_output(potential(x), "potential", x.shape[:1])
+
+
+def _temperature(epsilon: float | Array) -> Array:
+    epsilon = checks.float_array(epsilon, "epsilon")
+    if epsilon.shape != ():
+        raise ValueError(f"epsilon must be a scalar, got shape {epsilon.shape}")
+    value = checks.concrete(epsilon)
+    if value is not None and not 0 < value < math.inf:
+        raise ValueError(f"epsilon must be finite and positive, got {value}")
+    return epsilon
