@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from egm import checks, random
 from egm.typing import Array
+from energymatch._checks import number
 from energymatch.potential import Potential, value_and_gradient
 
 METHODS = ("euler_maruyama", "heun", "mala")
@@ -89,43 +89,21 @@ def _check_energies(energies: Any) -> tuple[Potential, ...]:
     return tuple(energies)
 
 
-def _number(value: Any, name: str, batch: int) -> Array:
-    """`value` as a floating array of shape () or [B]."""
-    value = jnp.asarray(value)
-    if jnp.issubdtype(value.dtype, jnp.integer):
-        value = value.astype(float)
-    value = checks.float_array(value, name)
-    if value.shape not in ((), (batch,)):
-        raise ValueError(f"{name} must be a scalar or have shape ({batch},), got shape {value.shape}")
-    return value
-
-
 def check_time(t: Any, name: str, batch: int) -> Array:
-    """`t` as an array () or [B]; concrete values must be finite."""
-    t = _number(t, name, batch)
-    value = checks.concrete(t)
-    if value is not None and not np.all(np.isfinite(value)):
-        raise ValueError(f"{name} must be finite, got {value}")
-    return t
+    """`t` as an array () or [B]; known values must be finite."""
+    return number(t, name, "finite", (batch,))
 
 
 def check_step_size(step_size: Any, batch: int) -> Array:
-    """`step_size` as an array () or [B]; concrete values must be finite and positive."""
-    step_size = _number(step_size, "step_size", batch)
-    value = checks.concrete(step_size)
-    if value is not None and not np.all((value > 0) & np.isfinite(value)):
-        raise ValueError(f"step_size must be finite and positive, got {value}")
-    return step_size
+    """`step_size` as an array () or [B]; known values must be finite and positive."""
+    return number(step_size, "step_size", "finite and positive", (batch,))
 
 
 def _epsilon(temperature: Temperature, t: Array, x: Array) -> Array:
-    """[B] eps(t) in the dtype of x."""
-    batch = x.shape[0]
-    epsilon = _number(temperature(t) if callable(temperature) else temperature, "temperature", batch)
-    value = checks.concrete(epsilon)
-    if value is not None and not np.all((value >= 0) & np.isfinite(value)):
-        raise ValueError(f"temperature must be finite and non-negative, got {value}")
-    return jnp.broadcast_to(epsilon.astype(x.dtype), (batch,))
+    """[B] eps(t) in the dtype of x; a traced value below 0 makes a proposal that is not finite."""
+    epsilon = temperature(t) if callable(temperature) else temperature
+    epsilon = number(epsilon, "temperature", "finite and non-negative", x.shape[:1])
+    return jnp.broadcast_to(epsilon.astype(x.dtype), x.shape[:1])
 
 
 def _energy_and_gradient(energies: Sequence[Potential], x: Array, adjusted: bool) -> tuple[Array, Array]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from egm import checks
 from egm.typing import Array, Energy
+from energymatch._checks import number
 
 Potential = Callable[[Array], Array]
 """`V(x) -> [B]` with x [B, *event]: V of an example depends on that example alone."""
@@ -64,7 +65,7 @@ def boltzmann_log_density(potential: Potential, x: Array, epsilon: float | Array
       TypeError, ValueError: as `value_and_gradient`, or `epsilon` is not a positive scalar.
     """
     x = checks.float_array(x, "x", min_ndim=1)
-    epsilon = _temperature(epsilon)
+    epsilon = number(epsilon, "epsilon", "finite and positive")
     value = _evaluate(potential, x)
     return -value / epsilon.astype(value.dtype)
 
@@ -86,7 +87,7 @@ def boltzmann_energy(potential: Potential, epsilon: float | Array, *, event_ndim
     """
     if not callable(potential):
         raise TypeError(f"potential must be callable, got {potential!r}")
-    _temperature(epsilon)
+    number(epsilon, "epsilon", "finite and positive")
     event_ndim = checks.positive_int(event_ndim, "event_ndim")
 
     def energy(x: Array) -> Array:
@@ -100,13 +101,3 @@ def boltzmann_energy(potential: Potential, epsilon: float | Array, *, event_ndim
 
 def _evaluate(potential: Potential, x: Array) -> Array:
     return checks.model_output(potential(x), "potential", x.shape[:1])
-
-
-def _temperature(epsilon: float | Array) -> Array:
-    epsilon = checks.float_array(epsilon, "epsilon")
-    if epsilon.shape != ():
-        raise ValueError(f"epsilon must be a scalar, got shape {epsilon.shape}")
-    value = checks.concrete(epsilon)
-    if value is not None and not 0 < value < math.inf:
-        raise ValueError(f"epsilon must be finite and positive, got {value}")
-    return epsilon

@@ -1,0 +1,223 @@
+"""Parallel tempering: Langevin chains at several temperatures that swap states with their neighbours.
+
+Rung r of a ladder samples exp(-V/T_r), T_0 = epsilon_max the coldest; hot rungs cross the barriers and
+hand what they find down, which sets the relative mass of separate modes right where a single chain
+keeps the mass it started with. A ladder is a state that is carried from call to call, while V may
+change in between. Shape letters: R rungs, B ladders, *event the axes of one state.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import checks, collectives, random
+from egm.typing import Array, Key
+from energymatch import langevin
+from energymatch._checks import number
+from energymatch.potential import Potential, value_and_gradient
+
+METHODS = ("mala", "euler_maruyama")
+"""Names of the moves within a rung."""
+
+
+class TemperingState(NamedTuple):
+    """B ladders of R rungs, coldest first.
+
+    Attributes:
+      x: [R, B, *event].
+      value: [R, B] V(x) by the potential of the last call.
+      gradient: [R, B, *event] grad V(x) by the same.
+      num_rounds: int32, rounds of swaps so far: even ones pair rungs (0, 1), (2, 3), ..., odd ones (1, 2),
+        (3, 4), ...
+    """
+
+    x: Array
+    value: Array
+    gradient: Array
+    num_rounds: Array
+
+
+class TemperingInfo(NamedTuple):
+    """What one call did, over the ladders of all devices.
+
+    Attributes:
+      acceptance: [R] mean acceptance probability of the moves.
+      swap_acceptance: [R - 1] mean probability of swapping rungs r and r + 1, in every round, whether
+        that pair was up or not.
+      num_nonfinite: [R] int32, moves in which a non-finite proposal held the chain where it was.
+    """
+
+    acceptance: Array
+    swap_acceptance: Array
+    num_nonfinite: Array
+
+
+def geometric_temperatures(epsilon_max: float | Array, factor: float, num: int) -> Array:
+    """[num] temperatures epsilon_max * factor^r, r = 0..num - 1.
+
+    Args:
+      epsilon_max: the coldest, a positive number or a traced scalar.
+      factor: ratio of neighbours, above 1.
+      num: number of rungs R.
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type or value.
+    """
+    factor = checks.positive_float(factor, "factor")
+    if factor <= 1:
+        raise ValueError(f"factor must be above 1, got {factor}")
+    num = checks.positive_int(num, "num")
+    epsilon_max = number(epsilon_max, "epsilon_max", "finite and positive")
+    return epsilon_max * jnp.asarray(factor ** np.arange(num), epsilon_max.dtype)
+
+
+def init(potential: Potential, x: Array, temperatures: Array) -> TemperingState:
+    """Ladders with every rung at x.
+
+    Args:
+      potential: V(x) -> [B].
+      x: [B, *event].
+      temperatures: [R] increasing, from `geometric_temperatures` or of one's own.
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type or shape, or the temperatures do not increase.
+    """
+    x = checks.float_array(x, "x", min_ndim=1)
+    value, gradient = value_and_gradient(potential, x)
+    num_rungs = _temperatures(temperatures).size
+    rungs = lambda a: jnp.broadcast_to(a, (num_rungs, *a.shape))
+    return TemperingState(rungs(x), rungs(value), rungs(gradient), jnp.zeros((), jnp.int32))
+
+
+def step(
+    key: Key,
+    state: TemperingState,
+    *,
+    potential: Potential,
+    temperatures: Array,
+    step_size: float | Array,
+    num_steps: int = 10,
+    num_swaps: int = 2,
+    method: str = "mala",
+    bounds: tuple[float, float] | None = None,
+    axis_name: str | None = None,
+) -> tuple[TemperingState, TemperingInfo]:
+    """`num_steps` Langevin moves on every rung, then `num_swaps` rounds of swaps between neighbours.
+
+    V and its gradient are evaluated anew at the start, as the potential may have been trained since.
+    A swap of rungs i and j has probability min(1, exp((1/T_i - 1/T_j) (V_i - V_j))). With "mala" the
+    product of the rungs' Boltzmann densities is left invariant whatever the step sizes. All R * B
+    states go through the potential in one call, num_steps + 1 times.
+
+    Args:
+      key: a typed key, folded with the global index of each ladder, or [B] keys.
+      state: from `init` or a call before.
+      potential: V(x) -> [R * B] on x [R * B, *event].
+      temperatures: [R] increasing.
+      step_size: h for all rungs, or [R], such as h * (temperatures / temperatures[0]) ** -0.5.
+      num_steps: moves, at least 1.
+      num_swaps: rounds of swaps; 0 for none.
+      method: one of METHODS. "euler_maruyama" has its bias on every rung.
+      bounds: (lo, hi) of each coordinate, as in `langevin.step`.
+      axis_name: the mapped axis over which the ladders (axis 1 of the state) are split.
+
+    Returns:
+      (state, info). Rung 0 of the state samples the density at the coldest temperature.
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Source: Swendsen and Wang (1986); Geyer (1991).
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    num_steps = checks.positive_int(num_steps, "num_steps")
+    num_swaps = checks.positive_int(num_swaps, "num_swaps", 0)
+    temperatures = _temperatures(temperatures)
+    num_rungs, batch = state.x.shape[:2]
+    if temperatures.size != num_rungs:
+        raise ValueError(f"temperatures must have shape ({num_rungs},), got {temperatures.shape}")
+    temperatures = temperatures.astype(state.x.dtype)
+    step_size = number(step_size, "step_size", "finite and positive", (num_rungs,))
+    move_keys, swap_keys = random.split(random.example_keys(key, batch, axis_name))
+    rung_keys = jax.vmap(_fold, (None, 0))(move_keys, np.arange(num_rungs)).reshape(-1)
+    options = dict(
+        potential=potential,
+        temperature=jnp.repeat(temperatures, batch),
+        step_size=jnp.repeat(jnp.broadcast_to(step_size, (num_rungs,)), batch),
+        method=method,
+        bounds=bounds,
+    )
+
+    def body(carry, k):
+        chains, acceptance, num_nonfinite = carry
+        chains, info = langevin.step(_fold(rung_keys, k), chains, 0.0, **options)
+        return (chains, acceptance + info.acceptance, num_nonfinite + info.num_nonfinite), None
+
+    flat = state.x.reshape(num_rungs * batch, *state.x.shape[2:])
+    chains = langevin.init(potential, flat)
+    start = (chains, jnp.zeros(flat.shape[:1], flat.dtype), jnp.zeros(flat.shape[:1], jnp.int32))
+    like, _ = jax.eval_shape(body, start, 0)
+    start = collectives.varying_like(start, like)
+    (chains, acceptance, num_nonfinite), _ = jax.lax.scan(body, start, np.arange(num_steps))
+
+    rungs = lambda a: a.reshape(num_rungs, batch, *a.shape[1:])
+    new = TemperingState(rungs(chains.x), rungs(chains.value), rungs(chains.gradient), state.num_rounds)
+    new, swap_acceptance = _swap(swap_keys, new, temperatures, num_swaps)
+    info = TemperingInfo(
+        collectives.pmean(jnp.mean(rungs(acceptance), axis=1), axis_name) / num_steps,
+        collectives.pmean(jnp.mean(swap_acceptance, axis=1), axis_name),
+        collectives.psum(jnp.sum(rungs(num_nonfinite), axis=1), axis_name),
+    )
+    return new, info
+
+
+def _swap(keys: Array, state: TemperingState, temperatures: Array, num_swaps: int):
+    """(state after the rounds, [R - 1, B] mean probability of a swap)."""
+    num_rungs, batch = state.value.shape
+    total = jnp.zeros((num_rungs - 1, batch), state.value.dtype)
+    if num_rungs == 1 or num_swaps == 0:
+        return state, total
+    pairs, rungs = np.arange(num_rungs - 1), np.arange(num_rungs)[:, None]
+    gap = (1 / temperatures[:-1] - 1 / temperatures[1:])[:, None]
+    value, order = state.value, jnp.broadcast_to(rungs, state.value.shape)
+    draw = jax.vmap(lambda k: jax.random.uniform(k, pairs.shape, temperatures.dtype), out_axes=1)
+    for k in range(num_swaps):
+        log_ratio = gap * (value[:-1] - value[1:])
+        # A NaN never swaps, and does not spoil the mean.
+        probability = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
+        is_up = (pairs + state.num_rounds + k) % 2 == 0
+        swap = is_up[:, None] & (draw(_fold(keys, k)) < probability)
+        from_above = jnp.pad(swap, ((0, 1), (0, 0))).astype(jnp.int32)
+        from_below = jnp.pad(swap, ((1, 0), (0, 0))).astype(jnp.int32)
+        source = rungs + from_above - from_below
+        value = jnp.take_along_axis(value, source, axis=0)
+        order = jnp.take_along_axis(order, source, axis=0)
+        total = total + probability
+
+    def reorder(a):
+        return jnp.take_along_axis(a, order.reshape(order.shape + (1,) * (a.ndim - 2)), axis=0)
+
+    moved = TemperingState(reorder(state.x), value, reorder(state.gradient), state.num_rounds + num_swaps)
+    return moved, total / num_swaps
+
+
+def _fold(keys: Array, data: Any) -> Array:
+    """[B] keys folded with one number."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
+
+
+def _temperatures(temperatures: Any) -> Array:
+    """[R] checked: known ones must be finite, positive and increasing."""
+    array = checks.float_array(temperatures, "temperatures")
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"temperatures must be a vector of at least 1, got shape {array.shape}")
+    array = number(temperatures, "temperatures", "finite and positive", array.shape)
+    value = checks.concrete(temperatures if isinstance(temperatures, np.ndarray) else array)
+    if value is not None and not np.all(np.diff(value) > 0):
+        raise ValueError(f"temperatures must increase, got {value}")
+    return array
