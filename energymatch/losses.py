@@ -1,0 +1,319 @@
+"""The losses of Energy Matching: transport by -grad V, and the contrast of data with the model's samples.
+
+A potential is `potential(params, x) -> [B]` here, since losses differentiate in the parameters. Losses
+are local: under a mapped axis take `pmean` of the loss and of its gradient, as
+`egm.training.make_train_step` does. Shape letters: B batch, M negatives, *event the axes of one state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from egm import checks, collectives, importance, random
+from egm.typing import Array, Key, PyTree
+from energymatch import schedules
+from energymatch.potential import value_and_gradient
+
+Potential = Callable[[PyTree, Array], Array]
+"""`potential(params, x) -> [B]` on x [B, *event]."""
+Gate = Callable[[Array, Array, Array], Array]
+"""`gate(t [B], values [B], data_values [N]) -> [B]`, the weight of the flow loss; see `energy_gate`."""
+
+
+class Batch(NamedTuple):
+    """What one step of Energy Matching sees.
+
+    Attributes:
+      x_0: [B, *event] samples of the prior, coupled with x_1.
+      x_1: [B, *event] data.
+      data: [N, *event] data for the contrastive term and to start negatives from; in the warm-up unused.
+      prior: [P, *event] samples of the prior to start negatives from, or None.
+    """
+
+    x_0: Array
+    x_1: Array
+    data: Array | None = None
+    prior: Array | None = None
+
+
+def time_gate(tau_star: float) -> Gate:
+    """The published gate: `schedules.flow_weight`, 1 up to tau_star and linear to 0 at t = 1."""
+    schedules.flow_weight(0.0, tau_star)
+    return lambda t, values, data_values: schedules.flow_weight(t, tau_star)
+
+
+def energy_gate(epsilon: float | Array, margin: float = 5.0, quantile: float = 0.9) -> Gate:
+    """Transport outside the data, density inside: sigmoid((V(x_t) - q) / epsilon - margin).
+
+    q is a quantile of V on the data. Where x_t is `margin` nats or more above it the flow loss shapes V;
+    where the density is, it is left to the contrastive term, which the slope of a transport would bias.
+
+    Args:
+      epsilon: the temperature epsilon_max of exp(-V/epsilon).
+      margin: in nats.
+      quantile: of V on the data, in [0, 1].
+
+    Raises:
+      TypeError, ValueError: an argument is no number, or the quantile is out of range.
+    """
+    checks.finite_float(margin, "margin")
+    if not 0 <= checks.finite_float(quantile, "quantile") <= 1:
+        raise ValueError(f"quantile must lie in [0, 1], got {quantile}")
+
+    def gate(t, values, data_values):
+        q = jnp.nanquantile(jnp.where(jnp.isfinite(data_values), data_values, jnp.nan), quantile)
+        return jax.nn.sigmoid((values - q) / epsilon - margin)
+
+    return gate
+
+
+def flow_matching_loss(
+    potential: Potential,
+    params: PyTree,
+    key: Key,
+    x_0: Array,
+    x_1: Array,
+    *,
+    sigma: float = 0.0,
+    gate: Gate | None = None,
+    data_values: Array | None = None,
+    axis_name: str | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Squared error of the velocity -grad V(x_t) against x_1 - x_0, a mean over the elements of an event.
+
+    x_t = (1 - t) x_0 + t x_1 + sigma eta with t uniform on [0, 1] and eta normal.
+
+    Args:
+      potential: V.
+      params: its parameters.
+      key: a typed key, folded with the global index of each example, or [B] keys.
+      x_0: [B, *event] prior samples, coupled with x_1 (`energymatch.couplings`).
+      x_1: [B, *event] data.
+      sigma: standard deviation of the noise about the line.
+      gate: weight of each example from its time and V (without gradient); None for 1.
+      data_values: [N] V on data, for a gate that compares with it.
+      axis_name: mapped axis over which the batch is split.
+
+    Returns:
+      ([B] weighted losses, metrics flow_weight and velocity_norm, the means over the batch). An example
+      that is not finite has loss zero.
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Source: Energy Matching (arXiv 2504.10612), L_OT; a mean over elements, to which the published
+    lambda_cd is tuned.
+    """
+    x_0, x_1 = checks.float_array(x_0, "x_0", min_ndim=2), checks.float_array(x_1, "x_1", min_ndim=2)
+    if x_0.shape != x_1.shape:
+        raise ValueError(f"x_1 must have the shape of x_0, {x_0.shape}, got {x_1.shape}")
+    sigma = checks.positive_float(sigma, "sigma", allow_zero=True)
+    batch, event = x_0.shape[0], x_0.shape[1:]
+    keys = random.example_keys(key, batch, axis_name)
+
+    def draw(key):
+        time_key, noise_key = jax.random.split(key)
+        eta = jax.random.normal(noise_key, event, x_0.dtype) if sigma else 0.0
+        return jax.random.uniform(time_key, dtype=x_0.dtype), jnp.broadcast_to(eta, event)
+
+    t, eta = jax.vmap(draw)(keys)
+    t_wide = t.reshape(batch, *(1,) * len(event))
+    x_t = (1 - t_wide) * x_0 + t_wide * x_1 + sigma * eta
+    values, gradient = value_and_gradient(lambda x: potential(params, x), x_t)
+    error = jnp.mean(jnp.square(gradient + x_1 - x_0), axis=tuple(range(1, x_0.ndim)))
+    weight = jnp.ones_like(t)
+    if gate is not None:
+        stop = jax.lax.stop_gradient
+        weight = stop(gate(t, stop(values), values if data_values is None else stop(data_values)))
+    usable = jnp.isfinite(error) & jnp.isfinite(weight)
+    loss = jnp.where(usable, jnp.where(usable, weight, 0.0) * jnp.where(usable, error, 0.0), 0.0)
+    norms = jnp.where(usable, _norms(gradient), 0.0)
+    metrics = {"flow_weight": _mean(jnp.where(usable, weight, 0.0)), "velocity_norm": _mean(norms)}
+    return loss, metrics
+
+
+def contrastive_divergence_loss(
+    data_values: Array,
+    negative_values: Array,
+    *,
+    weight: float = 1.0,
+    trim: float = 0.0,
+    floor: float | None = None,
+    log_weights: Array | None = None,
+    energy_l2: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """weight * (mean V on data - mean V on negatives), whose gradient is epsilon times the likelihood's.
+
+    A value that is not finite (of a datum or a negative) has weight zero; the others share its weight.
+
+    Args:
+      data_values: [N] V on data.
+      negative_values: [M] V on samples of the model, which are constants.
+      weight: lambda_cd.
+      trim: fraction of the negatives, those of the highest V, that are dropped (of all devices together).
+      floor: the weighted difference is cut to at least -floor, beyond which it has no gradient.
+      log_weights: [M] log-weights of the negatives (annealed importance sampling), self-normalised over
+        all devices; without gradient.
+      energy_l2: factor of a penalty (mean V^2 on data + mean V^2 on negatives).
+      axis_name: mapped axis over which both batches are split.
+
+    Returns:
+      (scalar local loss, metrics data_energy, negative_energy, energy_gap (data - negatives),
+      negative_ess, nonfinite_data and nonfinite_negatives (fractions), floored (0 or 1)).
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Source: Energy Matching (arXiv 2504.10612), L_CD and its clamp and trim; the L2 penalty: Du and
+    Mordatch (2019).
+    """
+    data_values = checks.float_array(data_values, "data_values", min_ndim=1)
+    negative_values = checks.float_array(negative_values, "negative_values", min_ndim=1)
+    for name, values in (("data_values", data_values), ("negative_values", negative_values)):
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"{name} must be a vector of at least 1, got shape {values.shape}")
+    weight = checks.positive_float(weight, "weight", allow_zero=True)
+    energy_l2 = checks.positive_float(energy_l2, "energy_l2", allow_zero=True)
+    if not 0 <= checks.finite_float(trim, "trim") < 1:
+        raise ValueError(f"trim must lie in [0, 1), got {trim}")
+    if log_weights is None:
+        log_weights = jnp.zeros_like(negative_values)
+    elif jnp.shape(log_weights) != negative_values.shape:
+        raise ValueError(f"log_weights must have shape {negative_values.shape}, got {jnp.shape(log_weights)}")
+    keep = _lowest(jax.lax.stop_gradient(negative_values), trim, axis_name)
+    log_weights = jnp.where(keep, jax.lax.stop_gradient(log_weights), -jnp.inf)
+    data, _ = _weighted_means(data_values, jnp.zeros_like(data_values), axis_name)
+    negative, negative_ess = _weighted_means(negative_values, log_weights, axis_name)
+    gap = data[0] - negative[0]
+    # The switch of the floor is that of the whole batch.
+    global_gap = collectives.pmean(jax.lax.stop_gradient(gap), axis_name)
+    loss, floored = weight * gap, jnp.zeros((), gap.dtype)
+    if floor is not None:
+        floor = checks.positive_float(floor, "floor", allow_zero=True)
+        below = weight * global_gap < -floor
+        loss, floored = jnp.where(below, -floor, loss), below.astype(gap.dtype)
+    if energy_l2:
+        loss = loss + energy_l2 * (data[1] + negative[1])
+    metrics = {
+        "data_energy": data[0],
+        "negative_energy": negative[0],
+        "energy_gap": gap,
+        "negative_ess": negative_ess,
+        "nonfinite_data": 1 - jnp.mean(jnp.isfinite(data_values)),
+        "nonfinite_negatives": 1 - jnp.mean(jnp.isfinite(negative_values)),
+        "floored": floored,
+    }
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def energy_matching_loss(
+    potential: Potential,
+    params: PyTree,
+    key: Key,
+    batch: Batch,
+    negatives: Array,
+    *,
+    lambda_cd: float,
+    gate: Gate | None = None,
+    sigma: float = 0.0,
+    trim: float = 0.0,
+    floor: float | None = None,
+    log_weights: Array | None = None,
+    energy_l2: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Phase 2: the gated flow-matching loss plus lambda_cd times the contrast of data with negatives.
+
+    Args:
+      potential: V.
+      params: its parameters.
+      key: as for `flow_matching_loss`.
+      batch: coupled pairs and data.
+      negatives: [M, *event] samples of the model at these parameters; no gradient flows into them.
+      lambda_cd, trim, floor, log_weights, energy_l2: as for `contrastive_divergence_loss`.
+      gate, sigma: as for `flow_matching_loss`.
+      axis_name: mapped axis over which all batches are split.
+
+    Returns:
+      (scalar local loss, metrics of both losses, and flow_loss, contrastive_loss, data_gradient_norm and
+      negative_gradient_norm, the mean norms of grad V).
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Source: Energy Matching (arXiv 2504.10612), phase 2.
+    """
+    data = batch.x_1 if batch.data is None else batch.data
+    data = checks.float_array(data, "batch.data", min_ndim=2)
+    negatives = jax.lax.stop_gradient(checks.float_array(negatives, "negatives", min_ndim=2))
+    if negatives.shape[1:] != data.shape[1:]:
+        raise ValueError(f"negatives must have event shape {data.shape[1:]}, got {negatives.shape[1:]}")
+    values, gradient = value_and_gradient(
+        lambda x: potential(params, x), jnp.concatenate([data, negatives.astype(data.dtype)])
+    )
+    data_values, negative_values = values[: data.shape[0]], values[data.shape[0] :]
+    contrast, metrics = contrastive_divergence_loss(
+        data_values,
+        negative_values,
+        weight=lambda_cd,
+        trim=trim,
+        floor=floor,
+        log_weights=log_weights,
+        energy_l2=energy_l2,
+        axis_name=axis_name,
+    )
+    flow, flow_metrics = flow_matching_loss(
+        potential,
+        params,
+        key,
+        batch.x_0,
+        batch.x_1,
+        sigma=sigma,
+        gate=gate,
+        data_values=collectives.all_gather(jax.lax.stop_gradient(data_values), axis_name),
+        axis_name=axis_name,
+    )
+    flow = jnp.mean(flow)
+    norms = _norms(gradient)
+    metrics |= flow_metrics | {
+        "flow_loss": flow,
+        "contrastive_loss": contrast,
+        "data_gradient_norm": _mean(jnp.nan_to_num(norms[: data.shape[0]])),
+        "negative_gradient_norm": _mean(jnp.nan_to_num(norms[data.shape[0] :])),
+    }
+    return flow + contrast, jax.lax.stop_gradient(metrics)
+
+
+def _weighted_means(values: Array, log_weights: Array, axis_name: str | None) -> tuple[tuple, Array]:
+    """This device's share of the weighted means of V and V^2 (their pmean is the mean), and the ESS."""
+    usable = jnp.isfinite(values)
+    weights = importance.snis(jnp.where(usable, log_weights, -jnp.inf), 0, axis_name)
+    share = weights.weights * collectives.axis_size(axis_name)
+    values = jnp.where(usable, values, 0.0)
+    return (jnp.sum(share * values), jnp.sum(share * values**2)), weights.ess
+
+
+def _lowest(values: Array, trim: float, axis_name: str | None) -> Array:
+    """[M] bool: all but the fraction `trim` of the finite values that are highest, ties by global index."""
+    if not trim:
+        return jnp.ones(values.shape, bool)
+    every = collectives.all_gather(values, axis_name)
+    order = jnp.argsort(jnp.where(jnp.isfinite(every), every, jnp.inf))
+    rank = jnp.zeros(every.shape, jnp.int32).at[order].set(jnp.arange(every.size, dtype=jnp.int32))
+    num_kept = jnp.ceil((1 - trim) * jnp.sum(jnp.isfinite(every)))
+    first = collectives.axis_index(axis_name) * values.size
+    return jax.lax.dynamic_slice_in_dim(rank < num_kept, first, values.size)
+
+
+def _norms(gradient: Any) -> Array:
+    gradient = jax.lax.stop_gradient(gradient)
+    return jnp.sqrt(jnp.sum(jnp.square(gradient.reshape(gradient.shape[0], -1)), axis=-1))
+
+
+def _mean(x: Array) -> Array:
+    return jnp.mean(jax.lax.stop_gradient(x))
