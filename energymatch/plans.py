@@ -15,7 +15,7 @@ from egm.typing import Array
 from energymatch._checks import number
 
 # The warm start of the exact assignment: temperatures .3 * .5^n of the mean regret, n < 8, with 10
-# iterations each. Measured: halves the time of fewer or smaller steps at B = 512, and is as good below.
+# iterations each. At B = 512 it takes the path steps of moons from 32,485 to 2,400 (random: 4,750 to 1,389).
 _LEVELS, _ITERATIONS, _FIRST, _RATIO = 8, 10, 0.3, 0.5
 _ANNEALING = 0.9  # of sinkhorn_plan: the factor by which the temperature falls to its final value
 
