@@ -20,7 +20,7 @@ import optax
 from absl import app, flags
 from scipy.optimize import linear_sum_assignment
 
-from energymatch import couplings
+from energymatch import costs, couplings
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("batch_sizes", ["128", "256", "512"], "Batch sizes.")
@@ -35,7 +35,7 @@ def moons_cost(rng, size):
     angle, upper = np.pi * rng.random(size), rng.integers(2, size=size).astype(bool)
     arc = np.stack([np.cos(angle), np.sin(angle)], 1)
     x_1 = np.where(upper[:, None], arc, np.array([1, 0.5]) - arc) + 0.2 * rng.random((size, 1))
-    return couplings.squared_euclidean(jnp.asarray(x_0), jnp.asarray(3 * x_1 - 1))
+    return costs.squared_euclidean(jnp.asarray(x_0), jnp.asarray(3 * x_1 - 1))
 
 
 def random_cost(rng, size):

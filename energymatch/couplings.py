@@ -9,43 +9,22 @@ No gradient flows through a cost or a plan; the pairs are differentiable as the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from egm import checks, collectives, random
 from egm.typing import Array, Key
+from energymatch.costs import CostFn, squared_euclidean
 from energymatch.plans import exact_assignment, sinkhorn_plan
 
 __all__ = [
-    "CostFn",
     "exact_assignment",
     "exact_ot",
     "independent",
     "sinkhorn",
     "sinkhorn_plan",
-    "squared_euclidean",
 ]
-
-CostFn = Callable[[Array, Array], Array]
-"""`cost(x_0, x_1)` of [B, *event] arrays gives the matrix [B, B] of the costs of pairing row i with j."""
-
-
-def squared_euclidean(x_0: Array, x_1: Array) -> Array:
-    """[B, B] squared distances between the rows of x_0 and those of x_1, summed over the event axes."""
-    if x_0.shape[1:] != x_1.shape[1:]:
-        raise ValueError(f"x_0 has event shape {x_0.shape[1:]}, x_1 has {x_1.shape[1:]}")
-    dtype = jnp.promote_types(jnp.result_type(x_0, x_1), jnp.float32)
-    x_0, x_1 = (x.reshape(x.shape[0], -1).astype(dtype) for x in (x_0, x_1))
-    # |a|^2 + |b|^2 - 2ab cancels where both are far from the origin, so the centre goes first.
-    both = jnp.concatenate([x_0, x_1])
-    centre = jnp.nan_to_num(jnp.mean(both, axis=0, where=jnp.isfinite(both)))
-    x_0, x_1 = x_0 - centre[None], x_1 - centre[None]
-    cross = jnp.matmul(x_0, x_1.T, precision=lax.Precision.HIGHEST)
-    squares = jnp.sum(x_0**2, axis=1)[:, None] + jnp.sum(x_1**2, axis=1)[None]
-    return jnp.maximum(squares - 2 * cross, 0.0)
 
 
 def independent(key: Key, x_0: Array, x_1: Array, *, axis_name: str | None = None) -> tuple[Array, Array]:

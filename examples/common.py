@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+import scipy.optimize
+import scipy.spatial
 import tqdm
 
 from egm.iteration import IterationState
@@ -65,6 +67,12 @@ def train(
             shown = {"loss": "loss", "ESS": "ess", "log Z": "log_z", "scale": "scale"}
             bar.set_postfix({k: f"{row[v]:.3f}" for k, v in shown.items()})
     return state, history, compile_seconds
+
+
+def w2(a, b):
+    """Exact W2 between two equally large sets of points, (min mean ||a_i - b_pi(i)||^2)^(1/2)."""
+    cost = scipy.spatial.distance.cdist(a, b, "sqeuclidean")
+    return np.sqrt(np.mean(cost[scipy.optimize.linear_sum_assignment(cost)]))
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

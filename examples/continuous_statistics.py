@@ -7,9 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
-import scipy.spatial
 from absl import flags
+from common import w2
 
 import egm
 from egm import metrics
@@ -105,12 +104,6 @@ def particle_distances(energy, x):
 def pooled_w1(a, b):
     """W1 between all numbers of two samples."""
     return w1(a.ravel(), b.ravel())
-
-
-def w2(a, b):
-    """Exact W2 between two equally large sets of points, (min mean ||a_i - b_pi(i)||^2)^(1/2)."""
-    cost = scipy.spatial.distance.cdist(a, b, "sqeuclidean")
-    return np.sqrt(np.mean(cost[scipy.optimize.linear_sum_assignment(cost)]))
 
 
 def distances_to_exact(energy, data):

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from energymatch import couplings
+from energymatch import costs, couplings
 
 KEY = jax.random.key(0)
 exact = jax.jit(couplings.exact_assignment)
@@ -108,13 +108,13 @@ def test_costs_that_are_no_numbers(bad):
 def test_squared_euclidean_far_from_the_origin():
     x_0, x_1 = moons(np.random.default_rng(1), 50)
     exact_cost = cdist(x_0.astype(float), x_1.astype(float), "sqeuclidean")
-    np.testing.assert_allclose(couplings.squared_euclidean(x_0, x_1), exact_cost, rtol=1e-5, atol=1e-4)
-    far = couplings.squared_euclidean(x_0 + 1024, x_1 + 1024)  # float32 itself is rounded to 6e-5 there
+    np.testing.assert_allclose(costs.squared_euclidean(x_0, x_1), exact_cost, rtol=1e-5, atol=1e-4)
+    far = costs.squared_euclidean(x_0 + 1024, x_1 + 1024)  # float32 itself is rounded to 6e-5 there
     # Twice a difference of up to 20 times that rounding in each of 2 axes: 5e-3; uncentred it is off by .5.
     np.testing.assert_allclose(far, exact_cost, atol=1e-2)
     images = [x.reshape(50, 2, 1, 1) for x in (x_0, x_1)]
-    np.testing.assert_array_equal(couplings.squared_euclidean(*images), couplings.squared_euclidean(x_0, x_1))
-    halves = couplings.squared_euclidean(x_0.astype(jnp.bfloat16), x_1.astype(jnp.bfloat16))
+    np.testing.assert_array_equal(costs.squared_euclidean(*images), costs.squared_euclidean(x_0, x_1))
+    halves = costs.squared_euclidean(x_0.astype(jnp.bfloat16), x_1.astype(jnp.bfloat16))
     assert halves.dtype == np.float32
 
 
@@ -174,7 +174,7 @@ def test_sinkhorn_draws_from_its_plan():
     x_0, x_1 = moons(np.random.default_rng(2), 6)
     draw = lambda k: couplings.sinkhorn(k, x_0, x_1, regularization=0.3)[1]
     drawn = jax.jit(jax.vmap(draw))(jax.random.split(KEY, 4000))
-    plan = 6 * np.asarray(entropic(couplings.squared_euclidean(x_0, x_1), 0.3))
+    plan = 6 * np.asarray(entropic(costs.squared_euclidean(x_0, x_1), 0.3))
     plan /= plan.sum(1, keepdims=True)
     frequency = np.mean(np.all(np.asarray(drawn)[:, :, None] == x_1, axis=-1), axis=0)
     np.testing.assert_array_less(np.abs(frequency - plan), 4.5 * np.sqrt(plan * (1 - plan) / 4000) + 1e-6)
