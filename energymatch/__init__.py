@@ -1,12 +1,29 @@
 """Learn an energy from data."""
 
-from energymatch import couplings, langevin, plans, potential, schedules, tempering
+from energymatch import (
+    couplings,
+    langevin,
+    losses,
+    matching,
+    negatives,
+    plans,
+    potential,
+    schedules,
+    tempering,
+)
+from energymatch.losses import contrastive_divergence_loss, energy_matching_loss, flow_matching_loss
 from energymatch.schedules import flow_weight, temperature
 
 __all__ = [
+    "contrastive_divergence_loss",
     "couplings",
+    "energy_matching_loss",
+    "flow_matching_loss",
     "flow_weight",
     "langevin",
+    "losses",
+    "matching",
+    "negatives",
     "plans",
     "potential",
     "schedules",

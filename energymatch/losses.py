@@ -8,14 +8,15 @@ are local: under a mapped axis take `pmean` of the loss and of its gradient, as
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from egm import checks, collectives, importance, random
+from egm import checks, collectives, random
 from egm.typing import Array, Key, PyTree
-from energymatch import schedules
+from energymatch import _reductions, schedules
+from energymatch._checks import number
 from energymatch.potential import value_and_gradient
 
 Potential = Callable[[PyTree, Array], Array]
@@ -60,6 +61,7 @@ def energy_gate(epsilon: float | Array, margin: float = 5.0, quantile: float = 0
     Raises:
       TypeError, ValueError: an argument is no number, or the quantile is out of range.
     """
+    number(epsilon, "epsilon", "finite and positive")
     checks.finite_float(margin, "margin")
     if not 0 <= checks.finite_float(quantile, "quantile") <= 1:
         raise ValueError(f"quantile must lie in [0, 1], got {quantile}")
@@ -95,12 +97,13 @@ def flow_matching_loss(
       x_1: [B, *event] data.
       sigma: standard deviation of the noise about the line.
       gate: weight of each example from its time and V (without gradient); None for 1.
-      data_values: [N] V on data, for a gate that compares with it.
+      data_values: [N] V on data (on this device), for a gate that compares with it; None for V(x_t).
       axis_name: mapped axis over which the batch is split.
 
     Returns:
-      ([B] weighted losses, metrics flow_weight and velocity_norm, the means over the batch). An example
-      that is not finite has loss zero.
+      ([B] weighted losses, metrics flow_weight and velocity_norm, the means over the batch, and
+      nonfinite_flow). An example that is not finite, or where V or grad V is not, has loss zero and counts
+      in nonfinite_flow, a fraction.
 
     Raises:
       TypeError, ValueError: an argument has a wrong type, shape or value.
@@ -117,22 +120,31 @@ def flow_matching_loss(
 
     def draw(key):
         time_key, noise_key = jax.random.split(key)
-        eta = jax.random.normal(noise_key, event, x_0.dtype) if sigma else 0.0
-        return jax.random.uniform(time_key, dtype=x_0.dtype), jnp.broadcast_to(eta, event)
+        eta = jax.random.normal(noise_key, event, x_0.dtype) if sigma else jnp.zeros(event, x_0.dtype)
+        return jax.random.uniform(time_key, dtype=x_0.dtype), eta
 
     t, eta = jax.vmap(draw)(keys)
     t_wide = t.reshape(batch, *(1,) * len(event))
-    x_t = (1 - t_wide) * x_0 + t_wide * x_1 + sigma * eta
+    x_t, finite = _reductions.finite_rows((1 - t_wide) * x_0 + t_wide * x_1 + sigma * eta)
     values, gradient = value_and_gradient(lambda x: potential(params, x), x_t)
-    error = jnp.mean(jnp.square(gradient + x_1 - x_0), axis=tuple(range(1, x_0.ndim)))
+    residual = gradient + x_1 - x_0
+    finite = finite & jnp.isfinite(values) & _reductions.all_true(jnp.isfinite(residual))
+    # What is not finite is cut out before the square, whose gradient would be 0 * NaN.
+    residual = jnp.where(finite.reshape(t_wide.shape), residual, 0.0)
+    error = jnp.mean(jnp.square(residual), axis=tuple(range(1, x_0.ndim)))
     weight = jnp.ones_like(t)
     if gate is not None:
         stop = jax.lax.stop_gradient
-        weight = stop(gate(t, stop(values), values if data_values is None else stop(data_values)))
-    usable = jnp.isfinite(error) & jnp.isfinite(weight)
-    loss = jnp.where(usable, jnp.where(usable, weight, 0.0) * jnp.where(usable, error, 0.0), 0.0)
-    norms = jnp.where(usable, _norms(gradient), 0.0)
-    metrics = {"flow_weight": _mean(jnp.where(usable, weight, 0.0)), "velocity_norm": _mean(norms)}
+        data_values = collectives.all_gather(stop(values if data_values is None else data_values), axis_name)
+        weight = stop(gate(t, stop(values), data_values))
+    usable = finite & jnp.isfinite(error) & jnp.isfinite(weight)
+    weight = jnp.where(usable, weight, 0.0)
+    loss = jnp.where(usable, weight * error, 0.0)
+    metrics = {
+        "flow_weight": _reductions.mean(weight),
+        "velocity_norm": _reductions.mean(_reductions.norms(gradient, usable)),
+        "nonfinite_flow": 1 - _reductions.mean(usable.astype(t.dtype)),
+    }
     return loss, metrics
 
 
@@ -150,6 +162,7 @@ def contrastive_divergence_loss(
     """weight * (mean V on data - mean V on negatives), whose gradient is epsilon times the likelihood's.
 
     A value that is not finite (of a datum or a negative) has weight zero; the others share its weight.
+    Where no datum or no negative is left the loss is zero: one mean alone would depend on V's constant.
 
     Args:
       data_values: [N] V on data.
@@ -185,11 +198,11 @@ def contrastive_divergence_loss(
         log_weights = jnp.zeros_like(negative_values)
     elif jnp.shape(log_weights) != negative_values.shape:
         raise ValueError(f"log_weights must have shape {negative_values.shape}, got {jnp.shape(log_weights)}")
-    keep = _lowest(jax.lax.stop_gradient(negative_values), trim, axis_name)
+    keep = _reductions.lowest(jax.lax.stop_gradient(negative_values), trim, axis_name)
     log_weights = jnp.where(keep, jax.lax.stop_gradient(log_weights), -jnp.inf)
-    data, _ = _weighted_means(data_values, jnp.zeros_like(data_values), axis_name)
-    negative, negative_ess = _weighted_means(negative_values, log_weights, axis_name)
-    gap = data[0] - negative[0]
+    data, data_ess = _reductions.weighted_means(data_values, jnp.zeros_like(data_values), axis_name)
+    negative, negative_ess = _reductions.weighted_means(negative_values, log_weights, axis_name)
+    gap = jnp.where((data_ess > 0) & (negative_ess > 0), data[0] - negative[0], 0.0)
     # The switch of the floor is that of the whole batch.
     global_gap = collectives.pmean(jax.lax.stop_gradient(gap), axis_name)
     loss, floored = weight * gap, jnp.zeros((), gap.dtype)
@@ -241,7 +254,7 @@ def energy_matching_loss(
 
     Returns:
       (scalar local loss, metrics of both losses, and flow_loss, contrastive_loss, data_gradient_norm and
-      negative_gradient_norm, the mean norms of grad V).
+      negative_gradient_norm, the mean norms of grad V, zero where it is not finite).
 
     Raises:
       TypeError, ValueError: an argument has a wrong type, shape or value.
@@ -253,9 +266,9 @@ def energy_matching_loss(
     negatives = jax.lax.stop_gradient(checks.float_array(negatives, "negatives", min_ndim=2))
     if negatives.shape[1:] != data.shape[1:]:
         raise ValueError(f"negatives must have event shape {data.shape[1:]}, got {negatives.shape[1:]}")
-    values, gradient = value_and_gradient(
-        lambda x: potential(params, x), jnp.concatenate([data, negatives.astype(data.dtype)])
-    )
+    states, finite = _reductions.finite_rows(jnp.concatenate([data, negatives.astype(data.dtype)]))
+    values, gradient = value_and_gradient(lambda x: potential(params, x), states)
+    values = jnp.where(finite, values, jnp.nan)
     data_values, negative_values = values[: data.shape[0]], values[data.shape[0] :]
     contrast, metrics = contrastive_divergence_loss(
         data_values,
@@ -275,45 +288,15 @@ def energy_matching_loss(
         batch.x_1,
         sigma=sigma,
         gate=gate,
-        data_values=collectives.all_gather(jax.lax.stop_gradient(data_values), axis_name),
+        data_values=data_values,
         axis_name=axis_name,
     )
     flow = jnp.mean(flow)
-    norms = _norms(gradient)
+    norms = _reductions.norms(gradient, jnp.isfinite(values))
     metrics |= flow_metrics | {
         "flow_loss": flow,
         "contrastive_loss": contrast,
-        "data_gradient_norm": _mean(jnp.nan_to_num(norms[: data.shape[0]])),
-        "negative_gradient_norm": _mean(jnp.nan_to_num(norms[data.shape[0] :])),
+        "data_gradient_norm": _reductions.mean(norms[: data.shape[0]]),
+        "negative_gradient_norm": _reductions.mean(norms[data.shape[0] :]),
     }
     return flow + contrast, jax.lax.stop_gradient(metrics)
-
-
-def _weighted_means(values: Array, log_weights: Array, axis_name: str | None) -> tuple[tuple, Array]:
-    """This device's share of the weighted means of V and V^2 (their pmean is the mean), and the ESS."""
-    usable = jnp.isfinite(values)
-    weights = importance.snis(jnp.where(usable, log_weights, -jnp.inf), 0, axis_name)
-    share = weights.weights * collectives.axis_size(axis_name)
-    values = jnp.where(usable, values, 0.0)
-    return (jnp.sum(share * values), jnp.sum(share * values**2)), weights.ess
-
-
-def _lowest(values: Array, trim: float, axis_name: str | None) -> Array:
-    """[M] bool: all but the fraction `trim` of the finite values that are highest, ties by global index."""
-    if not trim:
-        return jnp.ones(values.shape, bool)
-    every = collectives.all_gather(values, axis_name)
-    order = jnp.argsort(jnp.where(jnp.isfinite(every), every, jnp.inf))
-    rank = jnp.zeros(every.shape, jnp.int32).at[order].set(jnp.arange(every.size, dtype=jnp.int32))
-    num_kept = jnp.ceil((1 - trim) * jnp.sum(jnp.isfinite(every)))
-    first = collectives.axis_index(axis_name) * values.size
-    return jax.lax.dynamic_slice_in_dim(rank < num_kept, first, values.size)
-
-
-def _norms(gradient: Any) -> Array:
-    gradient = jax.lax.stop_gradient(gradient)
-    return jnp.sqrt(jnp.sum(jnp.square(gradient.reshape(gradient.shape[0], -1)), axis=-1))
-
-
-def _mean(x: Array) -> Array:
-    return jnp.mean(jax.lax.stop_gradient(x))

@@ -52,6 +52,10 @@ class MatchingConfig:
         checks.positive_float(self.epsilon_max, "epsilon_max")
         checks.positive_float(self.lambda_cd, "lambda_cd", allow_zero=True)
         checks.positive_float(self.sigma, "sigma", allow_zero=True)
+        if self.gate is not None and not callable(self.gate):
+            raise TypeError(f"gate must be callable or None, got {self.gate!r}")
+        if not all(callable(getattr(self.negatives, name, None)) for name in ("init", "draw")):
+            raise TypeError(f"negatives must have init and draw, got {self.negatives!r}")
 
 
 def published_2d() -> MatchingConfig:

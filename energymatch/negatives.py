@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from egm import checks, collectives
 from egm.typing import Array, Key
@@ -62,7 +63,8 @@ class ShortRun:
 
     Runs from data stay at epsilon_max; those from the prior go through the schedule of the temperature
     from t = 0 to 1 over all their steps. Short runs cannot tell a slope inside the data from its
-    density: see docs/energy_matching.md.
+    density: see docs/energy_matching.md. Starts alternate between prior and data, so that the negatives
+    are the same on any number of devices that hold an even number of data each.
 
     Attributes:
       num_steps: Langevin steps.
@@ -92,18 +94,24 @@ class ShortRun:
         return None
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
-        """As many negatives as there are data: the first half from data, the others from batch.prior."""
+        """As many negatives as data: even ones start from the prior, odd ones from data at their place."""
         data = batch.x_1 if batch.data is None else batch.data
         prior = batch.x_0 if batch.prior is None else batch.prior
-        half = data.shape[0] // 2
-        if half == 0 or prior.shape[0] < data.shape[0] - half:
+        num, num_prior = data.shape[0], data.shape[0] - data.shape[0] // 2
+        if num < 2 or prior.shape[0] < num_prior:
             raise ValueError(
-                f"batch.prior must hold at least {data.shape[0] - half} examples and batch.data 2, got "
-                f"{prior.shape[0]} and {data.shape[0]}"
+                f"batch.prior must hold at least {num_prior} examples and batch.data 2, got "
+                f"{prior.shape[0]} and {num}"
             )
-        start = jnp.concatenate([data[:half], prior[: data.shape[0] - half]])
+        if prior.shape[1:] != data.shape[1:]:
+            raise ValueError(f"batch.prior must have event shape {data.shape[1:]}, got {prior.shape[1:]}")
+        if axis_name is not None and num % 2:
+            raise ValueError(f"batch.data must hold an even number on each device, got {num}")
+        # Spread over all of the prior's examples: its shards and the data's need not be of one size.
+        chosen = np.arange(num_prior) * prior.shape[0] // num_prior
+        from_prior = np.arange(num) % 2 == 0
+        start = data.at[::2].set(prior[chosen].astype(data.dtype))
         end = self.num_steps * self.step_size
-        from_prior = jnp.arange(start.shape[0]) >= half
         t_0 = jnp.where(from_prior | self.anneal_data, 0.0, end)
 
         def temperature(t):
@@ -156,7 +164,10 @@ class Tempered:
 
     def __post_init__(self):
         checks.positive_float(self.step_size, "step_size")
-        tempering.geometric_temperatures(1.0, self.factor, self.num_rungs)
+        # No array is made here: the default of a config is built on import, before jax may start.
+        checks.positive_int(self.num_rungs, "num_rungs")
+        if checks.positive_float(self.factor, "factor") <= 1:
+            raise ValueError(f"factor must be above 1, got {self.factor}")
 
     def _temperatures(self, epsilon_max: float) -> Array:
         return tempering.geometric_temperatures(epsilon_max, self.factor, self.num_rungs)
