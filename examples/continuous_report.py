@@ -96,6 +96,8 @@ def report(
             bars = statistics.composition(data)
             results |= statistics.largest_z("composition", *bars)
     masses = statistics.mode_masses(k_modes, energy, data)
+    if masses is not None and masses[2].size == 0:  # of so few samples no mode can be judged
+        masses = None
     if masses is not None:
         raw, exact, truth, count = masses
         results |= {"modes_found": int(np.sum(raw >= truth / 4)), "num_modes": truth.size}

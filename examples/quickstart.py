@@ -43,9 +43,9 @@ def learn_potential(key, data):
     """V and the seconds it took, by Energy Matching: transport first, then transport and density."""
     keys = jax.random.split(key, 6)
     # Pairs of noise and data by optimal transport, with lines that do not run through the data.
-    x_0, x_1 = moons.sample_prior(keys[0], 4096), data[:4096]
+    x_0, x_1 = moons.sample_prior(keys[0], 8192), data[:8192]
     couple = functools.partial(couplings.exact_ot, cost=costs.line_of_sight(data[:128]))
-    x_0, x_1 = jax.lax.map(lambda a: couple(*a), (jax.random.split(keys[1], 8), *split(x_0, x_1)))
+    x_0, x_1 = jax.lax.map(lambda a: couple(*a), (jax.random.split(keys[1], 16), *split(x_0, x_1)))
     x_0, x_1 = x_0.reshape(-1, 2), x_1.reshape(-1, 2)
 
     def draw_batch(key):
@@ -110,7 +110,7 @@ def main(_):
     of_v = jax.jit(
         lambda key, x: (
             langevin.sample(
-                key, V, x, num_steps=400, step_size=0.01, temperature=temperature, method="mala"
+                key, V, x, num_steps=1000, step_size=0.01, temperature=temperature, method="mala"
             ).x
         )
     )(keys[3], moons.sample_prior(keys[4], num))

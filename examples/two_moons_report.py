@@ -20,7 +20,7 @@ import scipy.spatial  # noqa: E402
 from egm import metrics  # noqa: E402
 from energymatch import langevin, likelihood, schedules  # noqa: E402
 
-NUM_SETS, NUM_FLOOR_PAIRS = 5, 8
+NUM_SETS, NUM_FLOOR_PAIRS = 5, 20
 STEP_SIZE, TAU_STAR, TIMES = 0.01, 0.8, (1, 2, 10)
 
 
@@ -95,7 +95,7 @@ def report(key, potential, epsilon_max, method, set_size, output_dir, history, s
     nll = float(jnp.mean(jax.jit(energy)(held_out))) + log_z
     ais = jax.jit(
         lambda k: likelihood.log_partition(
-            k, potential, epsilon=epsilon_max, prior=likelihood.fit_gaussian(held_out)
+            k, potential, epsilon=epsilon_max, prior=likelihood.fit_gaussian(held_out), num_chains=4096
         )
     )(keys[1])
     num = NUM_SETS * set_size
