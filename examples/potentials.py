@@ -12,10 +12,12 @@ import tqdm
 
 
 def optimizer(
-    learning_rate: float, num_steps: int, *, final: float = 0.02, b2: float = 0.99
+    learning_rate: float, num_steps: int, *, warm_up: int = 0, final: float = 0.02, b2: float = 0.99
 ) -> optax.GradientTransformation:
-    """Adam with a clipped gradient norm and a cosine rate."""
-    rate = optax.cosine_decay_schedule(learning_rate, num_steps, final)
+    """Adam with a clipped gradient norm, a cosine rate and, before it, a linear warm-up."""
+    rate = optax.cosine_decay_schedule(learning_rate, num_steps - warm_up, final)
+    if warm_up:
+        rate = optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warm_up), rate], [warm_up])
     return optax.chain(optax.clip_by_global_norm(5.0), optax.adam(rate, b2=b2))
 
 
