@@ -2,6 +2,7 @@
 
 from energymatch import (
     couplings,
+    curvature,
     langevin,
     losses,
     matching,
@@ -17,6 +18,7 @@ from energymatch.schedules import flow_weight, temperature
 __all__ = [
     "contrastive_divergence_loss",
     "couplings",
+    "curvature",
     "energy_matching_loss",
     "flow_matching_loss",
     "flow_weight",
