@@ -448,10 +448,10 @@ def test_eight_devices_compute_what_one_does(mesh8, how):
         out = jax.value_and_grad(loss, has_aux=True)(params)
         return collectives.pmean(out, axis_name)
 
-    for floor in (1.0, 500.0):
+    for floor in (1.0, 22.0):  # of 2 |gap| = 21.1, by which not every device's share would go
         inputs = (batch, negatives, log_weights)
         one = jax.jit(fn, static_argnums=4)(params, *inputs, floor)
-        assert one[0][1]["floored"] == (floor == 1.0)
+        assert one[0][1]["floored"] == (floor < 21.1)
         over = lambda *args: fn(*args, floor, axis_name="i")  # noqa: B023
         if how == "shard_map":
             specs = (P(), P("i"), P("i"), P("i"))
