@@ -265,11 +265,17 @@ class ScoreHead:
     def _clip(self, normalised, limit):
         if limit is None:
             return normalised, jnp.zeros(normalised.shape[0], bool)
-        norm = jnp.sqrt(jnp.sum(jnp.square(jax.lax.stop_gradient(normalised)), axis=-1, keepdims=True))
+        # NaN is cut to 0, and counts. The factor is differentiated too: a flow's determinant needs it.
+        finite = jnp.all(jnp.isfinite(normalised), axis=-1, keepdims=True)
+        normalised = jnp.where(finite, normalised, 0.0)
         most = limit * self._dimension(normalised) ** 0.5
-        factor = most / jnp.maximum(norm, most)
-        # NaN is cut to 0, and counts.
-        return jnp.where(jnp.isfinite(norm), normalised * factor, 0.0), ~(norm <= most)[:, 0]
+        # Scaled first, so that squares do not overflow.
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(normalised), axis=-1, keepdims=True))
+        unit = jnp.maximum(largest, most)
+        square = jnp.sum(jnp.square(normalised / unit), axis=-1, keepdims=True)
+        share = (most / unit) ** 2
+        factor = jnp.where(square > share, jnp.sqrt(share / jnp.maximum(square, share)), 1.0)
+        return normalised * factor, ~(finite & (square <= share))[:, 0]
 
     def _dimension(self, x):
         return self.path.dimension(x.shape[-1])
@@ -307,9 +313,9 @@ class ProductHead:
 
     def generator(self, output: PyTree, x_t: State, t: Array, energy: Energy | None = None) -> PyTree:
         """The pytree of the leaves' generators."""
-        return self._treedef.unflatten(
-            head.generator(out, x, t, leaf) for head, out, x, leaf in self._each(output, x_t, t, energy)
-        )
+        # A flow's determinant needs the derivative by way of the denoiser as well.
+        leaves = self._each(output, x_t, energy, lambda p: p)
+        return self._treedef.unflatten(head.generator(out, x, t, leaf) for head, out, x, leaf in leaves)
 
     def conditional_target(self, x_1: State, x_t: State, t: Array, energy: Energy | None = None) -> PyTree:
         """The pytree of the leaves' targets, each given all of x_1."""
@@ -325,9 +331,8 @@ class ProductHead:
     ) -> Array:
         """[B] sum over the leaves of their weight times their divergence."""
         total = 0.0
-        leaves = zip(
-            self._weights, self._parts(target, "target"), self._each(output, x_t, t, energy), strict=True
-        )
+        parts = self._each(output, x_t, energy, jax.lax.stop_gradient)
+        leaves = zip(self._weights, self._parts(target, "target"), parts, strict=True)
         for weight, wanted, (head, out, x, leaf) in leaves:
             total = total + weight * head.divergence(wanted, out, x, t, leaf)
         return total
@@ -335,9 +340,8 @@ class ProductHead:
     def metrics(self, target, output, x_t, t, energy=None) -> dict[str, Array]:
         """Those of the leaves; the mean over the leaves that report one."""
         found = {}
-        for wanted, (head, out, x, leaf) in zip(
-            self._parts(target, "target"), self._each(output, x_t, t, energy), strict=True
-        ):
+        parts = self._each(output, x_t, energy, jax.lax.stop_gradient)
+        for wanted, (head, out, x, leaf) in zip(self._parts(target, "target"), parts, strict=True):
             for name, value in head.metrics(wanted, out, x, t, leaf).items():
                 found.setdefault(name, []).append(value)
         return {name: jnp.mean(jnp.stack(values)) for name, values in found.items()}
@@ -352,13 +356,16 @@ class ProductHead:
         """The subtrees at the heads' places; raises ValueError where the structure differs."""
         return self.path.leaves_with(tree, name)[1]
 
-    def _each(self, output, x_t, t, energy):
-        """(head, output, state, energy of the part with the others held) of every leaf."""
+    def _each(self, output, x_t, energy, hold):
+        """(head, output, state, energy of the part with the others held) of every leaf.
+
+        `hold` is what becomes of the denoiser's probabilities: a loss of one part trains no other.
+        """
         outputs, parts = self._parts(output, "output"), self._parts(x_t, "x_t")
         relaxed, filled = getattr(energy, "relaxed", None), list(parts)
         for i, head in enumerate(self._heads):
             if isinstance(head, DenoiserHead):
-                filled[i] = jax.lax.stop_gradient(head.generator(outputs[i], parts[i]))
+                filled[i] = hold(head.generator(outputs[i], parts[i]))
         for i, head in enumerate(self._heads):
             leaf = None if relaxed is None else _LeafEnergy(relaxed, self._treedef, tuple(filled), i)
             yield head, outputs[i], parts[i], leaf

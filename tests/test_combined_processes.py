@@ -7,6 +7,7 @@ import pytest
 from gaussian_problem import gaussian_problem, mixed_problem
 
 import egm
+from egm.networks import MLPMixed
 from egm.paths import LinearPath, MaskedPath, VarianceExplodingPath
 from egm.processes import (
     AnyOrderProcess,
@@ -131,6 +132,43 @@ def test_product_ends_in_its_prior():
     assert np.all(np.isfinite(back.log_ratio))
     jax.effects_barrier()
     assert min(seen) >= np.float32(0.3)
+
+
+@pytest.mark.parametrize("max_drift_norm", [None, 0.3])
+def test_a_mixed_flow_weighs_the_whole_derivative_of_a_head(x64, max_drift_norm):
+    """log|det| against central differences: the score's skip sees x through the denoiser and the clipping."""
+    energy, vocab = egm.energies.JointGaussianMixture(dim=3), 2
+    path, tokens = VarianceExplodingPath(0.3, 3.0, length_scale=0.3), MaskedPath(vocab)
+    shape = {"length_scale": 0.3, "data_scale": 1.0}
+    score = egm.heads.ScoreHead(path, **shape, max_drift_norm=max_drift_norm)
+    head = egm.heads.ProductHead({"x": score, "h": egm.heads.DenoiserHead(tokens)})
+    net = MLPMixed(path, vocab, **shape, width=16)
+    x = {"x": jax.random.normal(KEY, (6, 3)), "h": jnp.array([[2, 2, 2], [0, 2, 2], [2, 1, 0]] * 2)}
+    params = net.init(KEY, x, jnp.zeros(6))
+    noise = iter(jax.random.split(KEY, 100))
+    params = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(noise), p.shape, p.dtype), params)
+
+    def generator(state, t):
+        return head.generator(net.apply(params, state, t), state, t, energy)
+
+    process = ProductProcess({"x": FlowProcess(path, "heun"), "h": JumpProcess(tokens)})
+    flow = FlowProcess(path, "heun")
+
+    @jax.jit
+    def leads_to(position):
+        part = lambda y, t: generator({"x": y, "h": x["h"]}, t)["x"]
+        return flow.step(KEY, position, part, 0.7, 0.8)[0]
+
+    step = 1e-5 * jnp.eye(3)
+    columns = [(leads_to(x["x"] + e[None]) - leads_to(x["x"] - e[None])) / 2e-5 for e in step]
+    expected = jnp.linalg.slogdet(jnp.stack(columns, axis=-1))[1]
+    x_r, ratio = jax.jit(lambda x: process.step(KEY, x, generator, 0.7, 0.8))(x)
+    np.testing.assert_allclose(x_r["x"], leads_to(x["x"]), atol=1e-12)
+    # The product's ratio less that of the tokens, which stand over the new x.
+    given = lambda h, _: generator({"x": x_r["x"], "h": h}, jnp.full(6, 0.8))["h"]
+    found = ratio - JumpProcess(tokens).log_ratio(x["h"], x_r["h"], given, 0.7, 0.8)
+    # Central differences of step 1e-5 in float64 are good to about 1e-9.
+    np.testing.assert_allclose(found, expected, atol=1e-7)
 
 
 def test_products_nest():
