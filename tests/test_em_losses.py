@@ -115,20 +115,20 @@ def test_time_gate_is_the_flow_weight():
 
 
 def test_energy_gate_by_hand():
-    """sigmoid((V - q)/epsilon - margin), q a quantile of the finite values on data."""
+    """A ramp in (V - q)/epsilon about the margin, q a quantile of the finite values on data."""
     x_0, x_1 = pairs((3,))
     params = parameters((3,))
     data_values = np.random.default_rng(1).exponential(size=40).astype(np.float32)
     bad = data_values.copy()
     bad[[3, 7, 11]] = np.nan, np.inf, -np.inf
-    gate = losses.energy_gate(0.7, margin=2.0, quantile=0.75)
+    gate = losses.energy_gate(0.7, margin=2.0, width=5.0, quantile=0.75)
     free, _ = flow(params, x_0, x_1)
     t, _ = draws(KEY, B, (3,), 0)
     x_t = (1 - t[:, None]) * x_0 + t[:, None] * x_1
     values = 0.5 * 1.7 * np.sum((x_t - np.asarray(params["m"])) ** 2, -1)
     for given in (data_values, bad):
         q = np.quantile(given[np.isfinite(given)], 0.75)
-        weight = 1 / (1 + np.exp(2 - (values - q) / 0.7))
+        weight = np.clip(((values - q) / 0.7 - 2 + 2.5) / 5, 0, 1)
         gated, metrics = flow(params, x_0, x_1, gate=gate, data_values=given)
         np.testing.assert_allclose(gated, weight * free, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(metrics["flow_weight"], weight.mean(), rtol=1e-4)
@@ -489,6 +489,7 @@ V = jnp.ones(4)
         raises(lambda: losses.time_gate(1.5), ValueError, r"tau_star must lie in \[0, 1\], got 1.5"),
         raises(lambda: losses.energy_gate(0.0), ValueError, "epsilon must be finite and positive, got 0.0"),
         raises(lambda: losses.energy_gate(1.0, margin="m"), TypeError, "margin must be a number, got 'm'"),
+        raises(lambda: losses.energy_gate(1.0, width=0.0), ValueError, "width must be finite and positive"),
         raises(lambda: losses.energy_gate(1.0, quantile=1.5),
                ValueError, r"quantile must lie in \[0, 1\], got 1.5"),
         raises(lambda: losses.contrastive_divergence_loss(X, V),
