@@ -6,5 +6,6 @@ it, `potential(params, x)`.
 
 from energymatch.networks.convolutional import ConvPotential
 from energymatch.networks.mlp import MLPPotential
+from energymatch.networks.unet_vit import UNetViTPotential
 
-__all__ = ["ConvPotential", "MLPPotential"]
+__all__ = ["ConvPotential", "MLPPotential", "UNetViTPotential"]
