@@ -32,7 +32,7 @@ LAYERS = [
     ["egm.iteration"],
     ["egm.checkpoint"],
     ["egm"],
-    ["energymatch._checks", "energymatch._symmetric"],
+    ["energymatch._checks", "energymatch._official", "energymatch._symmetric"],
     ["energymatch.schedules", "energymatch.plans", "energymatch.costs"],
     ["energymatch.couplings", "energymatch.potential", "energymatch.priors"],
     ["energymatch._moves"],
