@@ -211,6 +211,7 @@ def test_dropout_of_the_network():
     assert abs(came[0] - came[2]) > 1e-3
 
 
+@pytest.mark.slow
 def test_eight_devices_and_rematerialisation_change_no_number(mesh8, x64):
     """V, with dropout, and the parameters' gradient of mean (grad_x V)^2: 8 devices with, one without."""
     plain = LEVEL.clone(dropout=0.2)
