@@ -114,6 +114,10 @@ def _energy_and_gradient(energies: Sequence[Potential], x: Array, adjusted: bool
         value = jnp.zeros(batch, x.dtype)
         for i, energy in enumerate(energies):
             name, term = f"energies[{i}]", energy(x)
+            if adjusted and getattr(energy, "couples_examples", False):
+                raise ValueError(
+                    f"{name} couples examples, which 'mala' tests one by one: use posterior.joint"
+                )
             if jnp.shape(term) == () and not adjusted:
                 term = checks.model_output(term, name, ()) / batch
             elif jnp.shape(term) == ():

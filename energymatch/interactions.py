@@ -40,8 +40,8 @@ class QuadraticRepulsion:
 
     Called on x [B, *event] it returns [B]: each member's equal share of its group's sum over pairs
     k < m. The sum over the batch is thus the total energy with every pair counted once, and its gradient
-    what `langevin` takes. Groups do not act on each other. Not for its method "mala", whose test of one
-    example alone would be wrong: see `joint`.
+    what `langevin` takes. Groups do not act on each other. Its method "mala", whose
+    test of one example alone would be wrong, refuses it: see `joint`.
     """
 
     scale: float | Array

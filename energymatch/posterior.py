@@ -186,7 +186,8 @@ def sample(
     `likelihood.log_partition` from the prior to the posterior (V and the measurement come in together),
     then resampling by weight over all chains, then adjusted moves that set copies apart and leave the
     posterior as it is. Exact in the limit of many chains; `partition.ess` and `partition.log_z_error`
-    tell how far the run was from it. All chains share one measurement: several of them by `jax.vmap` over
+    tell how far the run was from it, but samples that share an ancestor are not independent, which the
+    ESS after a resampling does not show: for a few independent samples make as many runs. All chains share one measurement: several of them by `jax.vmap` over
     keys and y.
 
     Args:

@@ -179,6 +179,16 @@ def test_joint_posterior_with_a_bounded_repulsion_against_quadrature():
     assert np.sum(density * (a - b) ** 2) / density.sum() > 1.5  # 1.0 without the interaction
 
 
+@pytest.mark.parametrize("kind", [QuadraticRepulsion, BoundedRepulsion])
+def test_adjusted_moves_refuse_coupled_examples(kind):
+    energy = kind(scale=1.0, group_size=2) if kind is QuadraticRepulsion else kind(1.0, 1.0, 2)
+    x, potential = jnp.ones((4, 2)), lambda x: jnp.sum(x**2, axis=-1)
+    options = {"num_steps": 1, "step_size": 0.1, "temperature": 1.0, "energies": (energy,)}
+    with pytest.raises(ValueError, match=r"energies\[0\] couples examples.*posterior.joint"):
+        langevin.sample(jax.random.key(0), potential, x, method="mala", **options)
+    assert jnp.all(jnp.isfinite(langevin.sample(jax.random.key(0), potential, x, **options).x))
+
+
 @pytest.mark.parametrize("kind", MAKE)
 def test_eight_devices_and_one(mesh8, kind):
     x = jax.random.normal(KEY, (32, 2))
