@@ -187,8 +187,9 @@ def sample(
     then resampling by weight over all chains, then adjusted moves that set copies apart and leave the
     posterior as it is. Exact in the limit of many chains; `partition.ess` and `partition.log_z_error`
     tell how far the run was from it, but samples that share an ancestor are not independent, which the
-    ESS after a resampling does not show: for a few independent samples make as many runs. All chains share one measurement: several of them by `jax.vmap` over
-    keys and y.
+    ESS after a resampling does not show: for a few independent samples make as many runs.
+
+    All chains share one measurement: several of them by `jax.vmap` over keys and y.
 
     Args:
       key: a typed key, or [B] keys (one a chain).
