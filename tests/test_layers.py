@@ -15,7 +15,7 @@ import pytest
 
 LAYERS = [
     ["egm.typing"],
-    ["egm.checks", "egm.collectives"],
+    ["egm.checks", "egm.collectives", "egm.configuration"],
     ["egm.random"],
     ["egm.importance", "egm.divergences"],
     ["egm.paths"],
@@ -32,7 +32,8 @@ LAYERS = [
     ["egm.iteration"],
     ["egm.checkpoint"],
     ["egm"],
-    ["energymatch._checks", "energymatch._official", "energymatch._symmetric"],
+    ["energymatch._checks", "energymatch._image_files", "energymatch._official", "energymatch._symmetric"],
+    ["energymatch.images"],
     ["energymatch.schedules", "energymatch.plans", "energymatch.costs", "energymatch.operators"],
     ["energymatch.couplings", "energymatch.potential", "energymatch.priors"],
     ["energymatch._moves", "energymatch.interactions"],
