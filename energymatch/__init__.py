@@ -3,6 +3,7 @@
 from energymatch import (
     couplings,
     curvature,
+    images,
     langevin,
     likelihood,
     losses,
@@ -25,6 +26,7 @@ __all__ = [
     "energy_matching_loss",
     "flow_matching_loss",
     "flow_weight",
+    "images",
     "langevin",
     "likelihood",
     "losses",
