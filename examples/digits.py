@@ -8,7 +8,6 @@ import time
 
 START = time.time()
 
-import dataclasses  # noqa: E402
 import functools  # noqa: E402
 
 import jax  # noqa: E402
@@ -17,8 +16,7 @@ import potentials  # noqa: E402
 from absl import app, flags  # noqa: E402
 from digits_report import load_digits, report  # noqa: E402
 
-from egm import random  # noqa: E402
-from energymatch import couplings, langevin, losses, matching, negatives, networks, schedules  # noqa: E402
+from energymatch import couplings, losses, matching, negatives, networks  # noqa: E402
 
 WARM_UP = flags.DEFINE_integer("warm_up", 1000, "Steps of phase 1.")
 ITERATIONS = flags.DEFINE_integer("iterations", 5000, "Steps of phase 2.")
@@ -34,46 +32,6 @@ border is constant, so digits have no density without it, and with less of it a 
 EPSILON_MAX = 0.15
 """Transport sets the slope of V from the prior to digits: at this temperature they lie 260 nats apart."""
 STEP_SIZE, TAU_STAR = 0.1, 0.8
-
-
-@dataclasses.dataclass(frozen=True)
-class Restarted:
-    """Negatives from chains such as the example samples with: from the prior at t = 0, of all ages.
-
-    A chain restarts with probability `restart` a training step, and carries weight from t = `burn_in` on.
-    With young chains among the negatives V only grows steeper, until Langevin steps are too long for it:
-    what is 80 nats above the data has no mass, and being pushed up it never stops.
-    """
-
-    num_steps: int
-    step_size: float
-    tau_star: float
-    restart: float
-    burn_in: float
-
-    def init(self, potential, x, epsilon_max):
-        return x, jnp.full(x.shape[0], self.burn_in, x.dtype)
-
-    def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None):
-        x, t = chains
-        restart_keys, move_keys = random.split(random.example_keys(key, x.shape[0], axis_name))
-        restart = jax.vmap(jax.random.uniform)(restart_keys) < self.restart
-        t = jnp.where(restart, 0.0, t)
-        out = langevin.sample(
-            move_keys,
-            potential,
-            jnp.where(restart.reshape(-1, *(1,) * (x.ndim - 1)), batch.prior, x),
-            num_steps=self.num_steps,
-            step_size=self.step_size,
-            temperature=functools.partial(
-                schedules.temperature, tau_star=self.tau_star, epsilon_max=epsilon_max
-            ),
-            t_0=t,
-            method="mala",
-        )
-        t = t + self.num_steps * self.step_size
-        log_weights = jnp.where(t >= self.burn_in, 0.0, -jnp.inf)
-        return negatives.Negatives(out.x, log_weights, (out.x, t), {"acceptance": jnp.mean(out.acceptance)})
 
 
 def batches(key, digits):
@@ -102,16 +60,15 @@ def batches(key, digits):
     return draw
 
 
-def main(_):
-    digits = load_digits(SEED.value)
+def learn(seed, digits, warm_up, iterations):
+    """(network, parameters, history, seconds of compilation, of training) of the potential of `digits`."""
     train = jnp.asarray(digits.train)
     network = networks.ConvPotential(width=32, confinement_radius=14.0)
-    config = matching.MatchingConfig(
-        epsilon_max=EPSILON_MAX,
-        lambda_cd=1.0,
-        negatives=Restarted(num_steps=5, step_size=STEP_SIZE, tau_star=TAU_STAR, restart=0.05, burn_in=4.0),
+    source = negatives.Restarted(
+        num_steps=5, step_size=STEP_SIZE, tau_star=TAU_STAR, restart=0.05, burn_in=4.0
     )
-    keys = jax.random.split(jax.random.key(SEED.value), 5)
+    config = matching.MatchingConfig(epsilon_max=EPSILON_MAX, lambda_cd=1.0, negatives=source)
+    keys = jax.random.split(jax.random.key(seed), 5)
     draw = batches(keys[4], train)
 
     def fit(make, start, key, num_steps, rate, label, shown):
@@ -121,16 +78,24 @@ def main(_):
 
     start = (network.init(keys[0], train[:1]),)
     state, _, compile_1, train_1 = fit(
-        matching.make_warm_up, start, keys[1], WARM_UP.value, 1e-3, "transport", ("flow_loss",)
+        matching.make_warm_up, start, keys[1], warm_up, 1e-3, "transport", ("flow_loss",)
     )
     make = functools.partial(matching.make_matching, config=config)
     start, shown = (state.ema_params, train[:BATCH_SIZE]), ("flow_loss", "energy_gap")
     state, history, compile_2, train_2 = fit(
-        make, start, keys[2], ITERATIONS.value, 5e-4, "transport and density", shown
+        make, start, keys[2], iterations, 5e-4, "transport and density", shown
+    )
+    return network, state.train.ema_params, history, compile_1 + compile_2, train_1 + train_2
+
+
+def main(_):
+    digits = load_digits(SEED.value)
+    network, params, history, compile_seconds, train_seconds = learn(
+        SEED.value, digits, WARM_UP.value, ITERATIONS.value
     )
     report(
-        keys[3],
-        functools.partial(network.apply, state.train.ema_params),
+        jax.random.split(jax.random.key(SEED.value), 5)[3],
+        functools.partial(network.apply, params),
         digits,
         OUTPUT_DIR.value,
         history,
@@ -140,8 +105,8 @@ def main(_):
             "seed": SEED.value,
             "warm_up": WARM_UP.value,
             "iterations": ITERATIONS.value,
-            "compile_seconds": compile_1 + compile_2,
-            "train_seconds": train_1 + train_2,
+            "compile_seconds": compile_seconds,
+            "train_seconds": train_seconds,
             "started": START,
         },
     )
