@@ -1,4 +1,4 @@
-"""What path weights and samples say about a sampler: ESS, log Z from both sides, reweighted means.
+"""What path weights and samples say about a sampler: ESS, log Z from both sides, means, distances.
 
 ESS and ELBO come from simulated trajectories and cannot see lost modes; the EUBO, from exact samples
 taken backward, can.
@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, collectives, importance
+from egm._frechet import frechet_distance as frechet_distance
+from egm._frechet import frechet_distance_of_moments as frechet_distance_of_moments
 from egm.typing import Array
 
 

@@ -15,7 +15,7 @@ import pytest
 
 LAYERS = [
     ["egm.typing"],
-    ["egm.checks", "egm.collectives", "egm.configuration"],
+    ["egm._frechet", "egm.checks", "egm.collectives", "egm.configuration"],
     ["egm.random"],
     ["egm.importance", "egm.divergences"],
     ["egm.paths"],
