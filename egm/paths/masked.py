@@ -184,7 +184,9 @@ class MaskedPath:
         self._same_sites(x_t, x_r)
         difference = self.kappa(r) - self.kappa(t)
         scale = jnp.where(difference > 0, (1 - self.kappa(t)) / _safe(difference), 0.0)[..., None]
-        x_t, scale = (jnp.broadcast_to(a, x_r.shape) for a in (x_t, scale))
+        # Left at the size of x_t: wider, a loop over chunks of x_r would hold them beside each chunk.
+        lead = (1,) * (x_r.ndim - x_t.ndim)
+        x_t, scale = (a.reshape(lead + a.shape) for a in (x_t, scale))
         hidden = self.masked(x_t)
         token = jnp.where(hidden, x_r, x_t)
         return jnp.where(hidden, scale, 1.0)[..., None] * self._one_hot(token)
