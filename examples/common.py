@@ -1,4 +1,4 @@
-"""What the examples share: the loop with its progress bar, tables, and the output folder."""
+"""What the examples share: the optimiser of samplers, tables, and the output folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ import numpy as np
 import optax
 import scipy.optimize
 import scipy.spatial
-import tqdm
 
 from egm.iteration import IterationState
 
@@ -33,40 +31,20 @@ def optimizer(b2: float = 0.99, max_norm: float = 1.0) -> optax.GradientTransfor
     return make(learning_rate=0.0)
 
 
-def train(
-    step: Callable[..., Any],
-    state: IterationState,
-    key: jax.Array,
-    *,
-    learning_rate: float,
-    iterations: int,
-    seconds: float | None,
-) -> tuple[IterationState, list[dict[str, float]], float]:
-    """Compile and run an outer iteration under a cosine rate, for so many iterations or seconds.
+SHOWN = {"loss": "loss", "ESS": "ess", "log Z": "log_z", "scale": "scale"}
+"""What the progress bar of `loop.train` shows of an outer iteration."""
 
-    Returns the last state, the metrics of every iteration, each with `seconds` of training so far, and
-    the seconds of compilation.
-    """
-    start = time.time()
-    step = jax.jit(step).lower(key, state).compile()
-    compile_seconds = time.time() - start
-    history, start, done, index = [], time.time(), 0.0, 0
-    with tqdm.tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
-        while done < 1.0:
-            rate = learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-            opt_state = state.train.opt_state
-            old = opt_state.hyperparams["learning_rate"]
-            opt_state.hyperparams["learning_rate"] = jax.numpy.asarray(rate, old.dtype)
-            state, metrics = step(jax.random.fold_in(key, index), state)
-            row = {k: float(v) for k, v in jax.device_get(metrics).items()}
-            index += 1
-            row["seconds"] = time.time() - start
-            history.append(row)
-            done = index / iterations if seconds is None else row["seconds"] / seconds
-            bar.n = min(100, round(100 * done))
-            shown = {"loss": "loss", "ESS": "ess", "log Z": "log_z", "scale": "scale"}
-            bar.set_postfix({k: f"{row[v]:.3f}" for k, v in shown.items()})
-    return state, history, compile_seconds
+
+def cosine(learning_rate: float) -> Callable[[IterationState, float], IterationState]:
+    """The `prepare` of `loop.train` that gives `optimizer` a cosine rate."""
+
+    def prepare(state, done):
+        rate = learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+        hyperparams = state.train.opt_state.hyperparams
+        hyperparams["learning_rate"] = jax.numpy.asarray(rate, hyperparams["learning_rate"].dtype)
+        return state
+
+    return prepare
 
 
 def w2(a, b):

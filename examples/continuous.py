@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import loop
 from absl import flags
-from common import optimizer, train
+from common import SHOWN, cosine, optimizer
 from continuous_report import report
 
 import egm
@@ -185,13 +186,17 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable, sta
         event_shape=energy.event_shape,
         reference=reference,
     )
-    state, history, compile_seconds = train(
+    state, history, compile_seconds, _ = loop.train(
         step,
         init(init_params(k_params)),
         k_train,
-        learning_rate=settings.learning_rate,
-        iterations=ITERATIONS.value or math.ceil(settings.iterations / (2 if cost > 1 else 1)),
+        label="sampler",
+        calls=ITERATIONS.value or math.ceil(settings.iterations / (2 if cost > 1 else 1)),
         seconds=SECONDS.value,
+        prepare=cosine(settings.learning_rate),
+        shown=SHOWN,
+        configuration=loop.values(ALGORITHM, NUM_SAMPLES, SEED)
+        | {"target": name, "energy": energy, "settings": settings, "iteration": config},
     )
     report(
         k_report,

@@ -70,11 +70,14 @@ def learn(seed, digits, warm_up, iterations):
     config = matching.MatchingConfig(epsilon_max=EPSILON_MAX, lambda_cd=1.0, negatives=source)
     keys = jax.random.split(jax.random.key(seed), 5)
     draw = batches(keys[4], train)
+    run = {"seed": seed, "noise": NOISE, "network": network, "matching": config}
 
     def fit(make, start, key, num_steps, rate, label, shown):
         adam = potentials.optimizer(rate, num_steps, warm_up=min(200, num_steps // 5))
         init, step = make(network.apply, adam, ema_decay=0.999)
-        return potentials.fit(step, init(*start), key, draw, num_steps, label=label, shown=shown)
+        return potentials.fit(
+            step, init(*start), key, draw, num_steps, label=label, shown=shown, configuration=run
+        )
 
     start = (network.init(keys[0], train[:1]),)
     state, _, compile_1, train_1 = fit(

@@ -14,6 +14,7 @@ import functools  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import loop  # noqa: E402
 import numpy as np  # noqa: E402
 import potentials  # noqa: E402
 from absl import app, flags  # noqa: E402
@@ -82,19 +83,28 @@ def learn(key, network, data, epsilon, step_size, label):
         negatives=negatives.Tempered(num_rungs=1, num_steps=5, num_swaps=0, step_size=step_size),
     )
 
+    run = loop.values(SEED) | {"noise": NOISE, "network": network, "matching": config}
+
     def fit(maker, starts, num_steps, key, stage):
         optimizer = potentials.optimizer(1e-3, num_steps, warm_up=min(200, num_steps // 5))
         init, step = maker(network.apply, optimizer)
         each = lambda key, state, batch: jax.vmap(step)(jax.random.split(key, len(data)), state, batch)
         return potentials.fit(
-            each, jax.vmap(init)(*starts), key, draw, num_steps, label=stage, shown=("flow_loss",)
+            each,
+            jax.vmap(init)(*starts),
+            key,
+            draw,
+            num_steps,
+            label=f"{label}: {stage}",
+            shown=("flow_loss",),
+            configuration=run,
         )
 
     params = jax.jit(jax.vmap(network.init))(jax.random.split(keys[1], len(data)), data[:, :1])
-    state, *_ = fit(matching.make_warm_up, (params,), WARM_UP.value, keys[2], f"{label}: transport")
+    state, *_ = fit(matching.make_warm_up, (params,), WARM_UP.value, keys[2], "transport")
     maker = functools.partial(matching.make_matching, config=config)
     starts = (state.ema_params, data[:, :BATCH_SIZE])
-    state, history, *_ = fit(maker, starts, ITERATIONS.value, keys[3], f"{label}: density")
+    state, history, *_ = fit(maker, starts, ITERATIONS.value, keys[3], "density")
     return state.train.ema_params, history[-1]["energy_gap"] / epsilon
 
 

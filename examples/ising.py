@@ -12,8 +12,9 @@ START = time.time()
 import ising_report  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import loop  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import optimizer, train  # noqa: E402
+from common import SHOWN, cosine, optimizer  # noqa: E402
 
 import egm  # noqa: E402
 from egm import algorithms, heads, iteration, networks  # noqa: E402
@@ -82,13 +83,16 @@ def main(_):
         algorithm, process, energy, optimizer(), config, event_shape=energy.event_shape
     )
     k_params, k_train, k_report = jax.random.split(jax.random.key(SEED.value), 3)
-    state, history, compile_seconds = train(
+    state, history, compile_seconds, _ = loop.train(
         step,
         init(init_params(k_params)),
         k_train,
-        learning_rate=learning_rate,
-        iterations=ITERATIONS.value or iterations,
+        label="sampler",
+        calls=ITERATIONS.value or iterations,
         seconds=SECONDS.value,
+        prepare=cosine(learning_rate),
+        shown=SHOWN,
+        configuration=loop.values(SIDE, BETA, FIELD, ALGORITHM, NUM_SAMPLES, SEED) | {"iteration": config},
     )
     ising_report.report(
         k_report,

@@ -1,14 +1,13 @@
-"""What the examples that learn a potential share: the loop with its progress bar, and optimisers."""
+"""What the examples that learn a potential share: steps in chunks for the loop, and the optimiser."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import loop
 import optax
-import tqdm
 
 
 def optimizer(
@@ -29,33 +28,30 @@ def fit(
     num_steps: int,
     *,
     label: str,
+    configuration: Mapping[str, Any],
     shown: tuple[str, ...] = ("loss",),
     chunk: int = 100,
-) -> tuple[Any, list[dict[str, float]], float, float]:
+) -> loop.Trained:
     """`num_steps` of `state, metrics = step(key, state, draw_batch(key))`, `chunk` of them a call.
 
-    Returns the last state, the metrics at the end of every chunk (a mean over it), the seconds of
-    compilation and those of training.
+    The metrics of a call are means over it. See `loop.train` for the rest.
     """
+    chunk = min(chunk, num_steps)
 
     def several(key, state):
         def body(state, key):
             batch_key, step_key = jax.random.split(key)
             return step(step_key, state, draw_batch(batch_key))
 
-        state, metrics = jax.lax.scan(body, state, jax.random.split(key, min(chunk, num_steps)))
+        state, metrics = jax.lax.scan(body, state, jax.random.split(key, chunk))
         return state, jax.tree.map(lambda m: m.mean(), metrics)
 
-    start = time.time()
-    run = jax.jit(several, donate_argnums=1).lower(key, state).compile()
-    compile_seconds, start, history = time.time() - start, time.time(), []
-    # The caller's arrays stay its own: the first call donates a copy.
-    state = jax.tree.map(lambda x: x.copy(), state)
-    with tqdm.tqdm(total=num_steps, desc=label, bar_format="{l_bar}{bar}| {elapsed}{postfix}") as bar:
-        for index in range(max(1, num_steps // chunk)):
-            state, metrics = run(jax.random.fold_in(key, index), state)
-            history.append({k: float(v) for k, v in jax.device_get(metrics).items()})
-            bar.update(min(chunk, num_steps))
-            bar.set_postfix({k: f"{history[-1][k]:.3f}" for k in shown})
-    jax.block_until_ready(state)
-    return state, history, compile_seconds, time.time() - start
+    return loop.train(
+        several,
+        state,
+        key,
+        label=label,
+        calls=num_steps // chunk,
+        configuration=dict(configuration) | {"num_steps": num_steps, "chunk": chunk},
+        shown={name: name for name in shown},
+    )

@@ -15,11 +15,12 @@ import pathlib  # noqa: E402
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
+import loop  # noqa: E402
 import matplotlib  # noqa: E402
 import moons  # noqa: E402
 import potentials  # noqa: E402
 from absl import app, flags  # noqa: E402
-from common import optimizer, table, train, w2, write_results  # noqa: E402
+from common import SHOWN, cosine, optimizer, table, w2, write_results  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -56,10 +57,11 @@ def learn_potential(key, data):
     adam = potentials.optimizer(2e-3, STEPS.value)
     init, step = matching.make_warm_up(net.apply, adam)
     state = init(net.init(keys[2], data[:1]))
-    state, *_ = potentials.fit(step, state, keys[3], draw_batch, STEPS.value, label="transport")
+    fit = functools.partial(potentials.fit, configuration=loop.values(SEED))
+    state, *_ = fit(step, state, keys[3], draw_batch, STEPS.value, label="transport")
     init, step = matching.make_matching(net.apply, adam, matching.MatchingConfig(epsilon_max=EPSILON))
     state = init(state.ema_params, data[-128:])
-    state, *_ = potentials.fit(step, state, keys[4], draw_batch, STEPS.value, label="density")
+    state, *_ = fit(step, state, keys[4], draw_batch, STEPS.value, label="density")
     return functools.partial(net.apply, state.train.ema_params)
 
 
@@ -89,8 +91,15 @@ def learn_sampler(key, energy):
         algorithm, process, energy, optimizer(), config, event_shape=(2,), reference=moments
     )
     state = init(net.init(keys[1], jnp.zeros((1, 2)), jnp.zeros(1)))
-    state, history, _ = train(
-        step, state, keys[2], learning_rate=2e-3, iterations=ITERATIONS.value, seconds=None
+    state, history, *_ = loop.train(
+        step,
+        state,
+        keys[2],
+        label="sampler",
+        calls=ITERATIONS.value,
+        prepare=cosine(2e-3),
+        shown=SHOWN,
+        configuration=loop.values(SEED, STEPS) | {"iteration": config},
     )
     return process, algorithm.generator(state.train.ema_params, energy), state.moments, history
 

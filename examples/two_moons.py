@@ -125,8 +125,16 @@ def main(_):
         potential, optimizer(warm_up), sigma=recipe.config.sigma, ema_decay=recipe.ema_decay
     )
     params = recipe.network.init(keys[2], data[:1])
+    run = {"seed": SEED.value, "recipe": recipe}
     state, _, compile_1, train_1 = potentials.fit(
-        step, init(params), keys[3], draw, warm_up, label="transport", shown=("flow_loss",)
+        step,
+        init(params),
+        keys[3],
+        draw,
+        warm_up,
+        label="transport",
+        shown=("flow_loss",),
+        configuration=run,
     )
     init, step = matching.make_matching(
         potential, optimizer(iterations), recipe.config, ema_decay=recipe.ema_decay
@@ -138,6 +146,7 @@ def main(_):
         draw,
         iterations,
         label="transport and density",
+        configuration=run,
         shown=("flow_loss", "energy_gap"),
     )
     report(
