@@ -53,7 +53,7 @@ class Trained(NamedTuple):
 
 
 def train(
-    call: Callable[[jax.Array, Any], tuple[Any, dict[str, jax.Array]]],
+    call: Callable[..., tuple[Any, dict[str, jax.Array]]],
     state: Any,
     key: jax.Array,
     *,
@@ -62,9 +62,10 @@ def train(
     configuration: Mapping[str, Any],
     seconds: float | None = None,
     prepare: Callable[[Any, float], Any] = lambda state, done: state,
+    feed: Callable[[int], tuple[Any, ...]] = lambda index: (),
     shown: Mapping[str, str] | None = None,
 ) -> Trained:
-    """Compile `state, metrics = call(key, state)` and run it so many times, or for so long.
+    """Compile `state, metrics = call(key, state, *feed(n))` and run it so many times, or for so long.
 
     Args:
       call: pure; metrics are scalars.
@@ -75,6 +76,7 @@ def train(
       configuration: what defines the run, to be the same when it is resumed.
       seconds: how long instead, over all resumed parts.
       prepare: `state = prepare(state, done)` before each call, done the fraction that is behind.
+      feed: further arguments of call number n, such as batches that the host reads; of one shape.
       shown: what the bar shows: metrics by their titles; the loss by default.
 
     Raises:
@@ -83,7 +85,7 @@ def train(
     """
     shown = {"loss": "loss"} if shown is None else shown
     compile_start = time.time()
-    lowered = jax.jit(call, donate_argnums=1).lower(key, state)
+    lowered = jax.jit(call, donate_argnums=1).lower(key, state, *feed(0))
     # The first call donates a copy, so that the caller's arrays stay its own.
     state = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)
     history = {name: [] for name in (*sorted(lowered.out_info[1]), "seconds")}
@@ -107,7 +109,7 @@ def train(
         ) as bar:
             while done() < 1.0 and not stop:
                 index = len(history["seconds"])
-                state, metrics = run(jax.random.fold_in(key, index), prepare(state, done()))
+                state, metrics = run(jax.random.fold_in(key, index), prepare(state, done()), *feed(index))
                 for name, value in jax.device_get(metrics).items():
                     history[name].append(float(value))
                 stop, spent = saver.agree(time.time() - start)
@@ -117,7 +119,7 @@ def train(
                 saver.after_call(state, key, history, last=stop or done() >= 1.0)
     stop = saver.agree(spent)[0]
     if stop:
-        say(f"{label}: stopped by SIGTERM, {100 * done():.0f}% done; --resume goes on from there.")
+        say(f"{label}: SIGTERM at {100 * done():.0f}%: saved for --resume, exit status {EXIT_PREEMPTED}.")
         raise SystemExit(EXIT_PREEMPTED)
     rows = [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
     return Trained(state, rows, compile_seconds, spent)
