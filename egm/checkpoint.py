@@ -157,7 +157,7 @@ class Checkpoints:
 
         Raises:
           ValueError: there is no such checkpoint; or its structure, a shape or a dtype differs from those of
-            `like`, with the leaf's path.
+            `like`, with the leaf's path; or its files are damaged.
         """
         self.wait()
         if step is None and self.latest is None:
@@ -170,7 +170,11 @@ class Checkpoints:
         leaves = _leaves(like, "like")
         _check_leaves(about["leaves"], leaves)
         wanted = {path: _to_load(leaf, about["leaves"][path]) for path, leaf in leaves.items()}
-        stored = self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
+        try:
+            stored = self._checkpointer.load_checkpointables(step, {"state": wanted})["state"]
+        except (ValueError, OSError, KeyError) as error:
+            where = self._checkpointer.directory
+            raise ValueError(f"step {step} in {where} cannot be read, files are lost or damaged") from error
         values = [_from_store(stored[p], leaf, about["leaves"][p]) for p, leaf in leaves.items()]
         return jax.tree.unflatten(jax.tree.structure(like), values)
 

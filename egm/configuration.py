@@ -26,12 +26,14 @@ def plain(value: Any, path: str = "configuration") -> Any:
         return value
     if isinstance(value, np.ndarray | np.generic | jax.Array):
         return np.asarray(value).tolist()
+    if isinstance(value, type):
+        return value.__qualname__
     inside = lambda v, name: plain(v, f"{path}.{name}")
     if isinstance(value, Mapping):
         if not all(isinstance(name, str) for name in value):
             raise TypeError(f"{path} must have strings for keys, got {list(value)}")
         return {name: inside(v, name) for name, v in value.items()}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         fields = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value) if f.repr}
     elif hasattr(value, "_asdict"):
         fields = value._asdict()

@@ -1,4 +1,4 @@
-"""A training run that is killed and resumed ends like an undisturbed one; kill_and_resume.py is the long form."""
+"""A training run that is killed and resumed ends like an undisturbed one (long: kill_and_resume.py)."""
 
 import kill_and_resume
 
