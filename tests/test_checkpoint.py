@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import os
 import pathlib
+import re
 import shutil
 from typing import Any, NamedTuple
 
@@ -292,3 +293,18 @@ def test_configurations_as_plain_data():
     nan = configuration.plain({"a": [1, np.float32(np.nan)]})
     assert configuration.first_difference(nan, {"a": [1, float("nan")]}) is None
     assert configuration.first_difference(nan, {"a": [1, 2.0]}) == ("a.1", "nan", "2.0")
+
+
+def test_the_loop_of_the_documentation_runs_and_resumes(tmp_path, monkeypatch):
+    path = pathlib.Path(__file__).resolve().parent.parent / "docs" / "checkpoints.md"
+    (code,) = re.findall(r"^```python\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    whole, interrupted, resumed = {}, {}, {}
+    with jax.numpy_rank_promotion("allow"):  # as a reader has it
+        exec(code, whole)
+        shutil.rmtree(tmp_path / "results")
+        exec(code.replace("300", "150"), interrupted)
+        exec(code, resumed)
+    assert (interrupted["first"], resumed["first"]) == (0, 100)
+    assert whole["checkpoints"].steps == resumed["checkpoints"].steps == (100, 200, 300)
+    assert_same(resumed["state"], whole["state"])
