@@ -64,7 +64,7 @@ class ShortRun:
     """The published negatives: runs of `num_steps` from data and from the prior, nothing carried.
 
     Runs from data stay at epsilon_max; those from the prior go through the schedule of the temperature
-    from t = 0 to 1 over all their steps. Short runs cannot tell a slope inside the data from its
+    from t = 0 to `end_time` over all their steps. Short runs cannot tell a slope inside the data from its
     density: see docs/energy_matching.md. Starts alternate between prior and data, so that the negatives
     are the same on any number of devices that hold an even number of data each.
 
@@ -75,6 +75,8 @@ class ShortRun:
       method: of `energymatch.langevin`.
       bounds: (lo, hi) to clip to, for images.
       anneal_data: runs from data go through the schedule as well.
+      end_time: of the schedule when a run ends, at least 1; num_steps * step_size is the dynamics' own time.
+      clip_at_end: `bounds` clip the last state only: a normal prior lies outside those of images.
 
     Source: Energy Matching (arXiv 2504.10612), phase 2.
     """
@@ -85,11 +87,17 @@ class ShortRun:
     method: str = "euler_maruyama"
     bounds: tuple[float, float] | None = None
     anneal_data: bool = False
+    end_time: float = 1.0
+    clip_at_end: bool = False
 
     def __post_init__(self):
         checks.positive_int(self.num_steps, "num_steps")
         checks.positive_float(self.step_size, "step_size")
         schedules.flow_weight(0.0, self.tau_star)
+        if checks.finite_float(self.end_time, "end_time") < 1:
+            raise ValueError(
+                f"end_time must be at least 1, where the temperature is full, got {self.end_time}"
+            )
 
     def init(self, potential: Potential, x: Array, epsilon_max: float) -> None:
         """Nothing is carried."""
@@ -117,7 +125,7 @@ class ShortRun:
         t_0 = jnp.where(from_prior | self.anneal_data, 0.0, end)
 
         def temperature(t):
-            return schedules.temperature(jnp.abs(t) / end, self.tau_star, epsilon_max)
+            return schedules.temperature(jnp.abs(t) / end * self.end_time, self.tau_star, epsilon_max)
 
         out = langevin.sample(
             key,
@@ -128,13 +136,14 @@ class ShortRun:
             temperature=temperature,
             t_0=t_0,
             method=self.method,
-            bounds=self.bounds,
+            bounds=None if self.clip_at_end else self.bounds,
             axis_name=axis_name,
         )
+        x = jnp.clip(out.x, *self.bounds) if self.clip_at_end and self.bounds is not None else out.x
         held = jnp.mean(out.num_nonfinite / self.num_steps)
         metrics = {"chain_acceptance": jnp.mean(out.acceptance), "chain_held": held}
         metrics = collectives.pmean(metrics, axis_name)
-        return Negatives(out.x, None, None, jax.lax.stop_gradient(metrics))
+        return Negatives(x, None, None, jax.lax.stop_gradient(metrics))
 
 
 @dataclasses.dataclass(frozen=True)
