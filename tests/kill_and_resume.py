@@ -102,9 +102,14 @@ class Runs:
         names = os.listdir(self.folder) if self.folder.exists() else []
         return sorted(int(name) for name in names if name.isdigit())
 
-    def unfinished(self) -> bool:
-        names = os.listdir(self.folder) if self.folder.exists() else []
-        return any(not name.isdigit() for name in names)
+    def unfinished(self) -> set[tuple[str, int]]:
+        """Name and inode of everything that is no complete checkpoint."""
+        found = set()
+        with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
+            for entry in os.scandir(self.folder):
+                if not entry.name.isdigit():
+                    found.add((entry.name, entry.inode()))
+        return found
 
     def finish(self) -> str:
         """Run to the end; what it printed."""
@@ -117,7 +122,7 @@ class Runs:
 
     def interrupt(self, moment: str, rng: random.Random) -> Interrupted:
         """Start a run and kill it while "starting", "training" or "writing", or send it "SIGTERM"."""
-        old, new = max(self.complete(), default=0), rng.randint(1, 3)
+        old, left, new = max(self.complete(), default=0), self.unfinished(), rng.randint(1, 3)
         terminate = moment == "SIGTERM"
         with self.start("1000" if terminate else "1") as (process, output):
 
@@ -125,7 +130,9 @@ class Runs:
                 if terminate:
                     return "loss=" in output.read_text()
                 made = sum(step > old for step in self.complete())
-                return made >= new if moment == "training" else made >= new - 1 and self.unfinished()
+                if moment == "training":
+                    return made >= new
+                return made >= new - 1 and bool(self.unfinished() - left)
 
             start = time.time()
             longest = rng.uniform(0.0, 6.0) if moment == "starting" else LIMIT
@@ -138,7 +145,9 @@ class Runs:
             status = process.wait(LIMIT)
             resumed = re.search(r"resumed after call (\d+)", output.read_text())
         newest = max(self.complete(), default=None)
-        return Interrupted(moment, status, int(resumed[1]) if resumed else None, newest, self.unfinished())
+        return Interrupted(
+            moment, status, int(resumed[1]) if resumed else None, newest, bool(self.unfinished() - left)
+        )
 
 
 def arrays(runs: Runs) -> dict[str, bytes]:
