@@ -1,0 +1,155 @@
+"""Learn the energy of images with the published settings, or sample from a published checkpoint.
+
+python examples/image_potential.py --preset=cifar10 --data_dir=FOLDER --checkpoint_dir=FOLDER [--resume]
+python examples/image_potential.py --preset=cifar10 --checkpoint=CONVERTED --sample_only
+python examples/image_potential.py --preset=tiny      # shapes made on the spot, a few steps
+Writes image_potential.png, samples.npz (for FID tools), network/ and results.json to --output_dir; see
+docs/images.md.
+"""
+
+import time
+
+START = time.time()
+
+import dataclasses  # noqa: E402
+import functools  # noqa: E402
+import math  # noqa: E402
+import pathlib  # noqa: E402
+import shutil  # noqa: E402
+
+import image_data  # noqa: E402
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import loop  # noqa: E402
+import numpy as np  # noqa: E402
+import optax  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
+from image_potential_report import report  # noqa: E402
+from image_presets import PRESETS, READERS, Prefetch  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
+
+from egm import random, training  # noqa: E402
+from energymatch import convert, couplings, images, losses, matching, networks  # noqa: E402
+
+PRESET = flags.DEFINE_enum("preset", "tiny", list(PRESETS), "Data and settings.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set; tiny makes its own without it.")
+OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/image_potential", "Where everything goes.")
+CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Start from a folder of energymatch.convert.")
+SAMPLE_ONLY = flags.DEFINE_boolean("sample_only", False, "Sample from --checkpoint without training.")
+DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the network's computation.")
+REMAT = flags.DEFINE_boolean("remat", False, "Save memory: compute blocks again in the backward pass.")
+DROPOUT = flags.DEFINE_float("dropout", 0.1, "In training.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
+OVERRIDES = [
+    flags.DEFINE_integer("warm_up", None, "Steps of phase 1, in place of the preset's.", lower_bound=0),
+    flags.DEFINE_integer("iterations", None, "Steps of phase 2, likewise.", lower_bound=0),
+    flags.DEFINE_integer("batch_size", None, "Of all devices together, likewise.", lower_bound=2),
+    flags.DEFINE_integer("num_langevin", None, "Steps of a negative, likewise.", lower_bound=1),
+    flags.DEFINE_float("tau_s", None, "Time at which samples are taken, likewise.", lower_bound=0.0),
+    flags.DEFINE_integer("num_samples", None, "Likewise; 50000 for an FID.", lower_bound=1),
+]
+SAMPLE_BATCH = flags.DEFINE_integer("sample_batch", 64, "Samples drawn at a time.", lower_bound=1)
+
+
+def make_call(make, network, optimizer, batch_size, mesh, chunk):
+    """(init, call) of a phase: `call(key, state, flow, data)` takes `chunk` steps on images of the host."""
+    init, _ = make(network.apply, optimizer)
+
+    def step(key, state, flow, data):
+        keys = random.split(key, 4)
+        normals = lambda k: jax.vmap(lambda one: jax.random.normal(one, flow.shape[1:]))(
+            random.example_keys(k, batch_size)
+        )
+        x_0, x_1 = couplings.exact_ot(keys[0], normals(keys[0]), flow)
+        # One choice of what drops a step: chains and losses see the same potential.
+        potential = functools.partial(network.apply, key=keys[2])
+        return make(potential, optimizer)[1](keys[3], state, losses.Batch(x_0, x_1, data, normals(keys[1])))
+
+    def call(key, state, flow, data):
+        body = lambda state, each: step(each[0], state, *each[1:])
+        state, metrics = jax.lax.scan(body, state, (jax.random.split(key, chunk), flow, data))
+        return state, jax.tree.map(lambda m: m.mean(), metrics)
+
+    return init, training.jit_step(call, mesh, batch=P(None, training.DATA))
+
+
+def learn(preset, data, network, params, mesh):
+    """(EMA parameters, history of both phases) after the two phases of training."""
+    rate = optax.linear_schedule(0.0, preset.learning_rate, preset.rate_warm_up)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.95))
+    config = matching.published_images(preset.num_langevin)
+    stream = images.BatchStream(
+        data, 2 * preset.batch_size, SEED.value, True, jax.process_index(), jax.process_count()
+    )
+
+    def phase(index, make, start, num_steps, shown):
+        chunk = math.gcd(preset.chunk[index], num_steps)
+        init, call = make_call(make, network, optimizer, preset.batch_size, mesh, chunk)
+
+        def read(n):
+            """Call n's batches: images for the transport and, of the same epochs, for the contrast."""
+            first = index * preset.warm_up + n * chunk
+            x = np.stack([stream.batch(step) for step in range(first, first + chunk)])
+            return training.from_processes((x[:, ::2], x[:, 1::2]), mesh, P(None, training.DATA))
+
+        if not num_steps:
+            return loop.Trained(start(init), [], 0.0, 0.0)
+        with Prefetch(read) as feed:
+            return loop.train(
+                call,
+                training.put(start(init), mesh),
+                training.put(jax.random.key(SEED.value + index), mesh),
+                label=("transport", "transport and density")[index],
+                calls=num_steps // chunk,
+                feed=feed,
+                configuration={
+                    "preset": dataclasses.replace(preset, num_samples=0, tau_s=0.0),
+                    "network": network,
+                    "matching": config,
+                    "seed": SEED.value,
+                    "checkpoint": CHECKPOINT.value,
+                },
+                shown={name: name for name in shown},
+            )
+
+    warm_up = functools.partial(matching.make_warm_up, ema_decay=0.9999)
+    first = phase(0, warm_up, lambda init: init(params), preset.warm_up, ("flow_loss",))
+    # As published: parameters, average, Adam's moments and the rate go on from the warm-up.
+    make = functools.partial(matching.make_matching, config=config, ema_decay=0.99)
+    start = lambda init: matching.MatchingState(first.state, None)
+    second = phase(1, make, start, preset.iterations, ("flow_loss", "energy_gap"))
+    return second.state.train.ema_params, (first, second)
+
+
+def main(_):
+    if SAMPLE_ONLY.value and not CHECKPOINT.value:
+        raise app.UsageError("--sample_only needs --checkpoint")
+    logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
+    given = {flag.name: flag.value for flag in OVERRIDES if flag.value is not None}
+    preset = dataclasses.replace(PRESETS[PRESET.value], **given)
+    output, mesh = pathlib.Path(OUTPUT_DIR.value), training.data_mesh()
+    if preset.batch_size % mesh.size:
+        raise app.UsageError(
+            f"--batch_size must be divisible by {mesh.size} devices, got {preset.batch_size}"
+        )
+    config, params = convert.load(CHECKPOINT.value) if CHECKPOINT.value else (preset.network, None)
+    dtype = jnp.bfloat16 if DTYPE.value == "bfloat16" else None
+    network = networks.UNetViTPotential(**config, dtype=dtype, remat=REMAT.value, dropout=DROPOUT.value)
+    data, phases = None, ()
+    if DATA_DIR.value or not SAMPLE_ONLY.value:
+        if not DATA_DIR.value and PRESET.value != "tiny":
+            raise app.UsageError("--data_dir is needed: where the data set's files are")
+        data = READERS[PRESET.value](DATA_DIR.value or image_data.write(output / "data", 64))
+    if params is None:
+        params = jax.jit(network.init)(jax.random.key(SEED.value), jnp.zeros((1, *data.shape)))
+    if not SAMPLE_ONLY.value:
+        if loop.is_main():
+            shutil.rmtree(output / "network", ignore_errors=True)  # of a run before
+        params, phases = learn(preset, data, network, params, mesh)
+        convert.save(output / "network", config, params)
+    settings = {"preset": PRESET.value, "seed": SEED.value, "dtype": DTYPE.value, "started": START}
+    report(network, params, data, phases, preset, mesh, output, settings, SAMPLE_BATCH.value)
+
+
+if __name__ == "__main__":
+    app.run(main)
