@@ -231,7 +231,8 @@ def _product_target(
 
         def part_g(states, times, index=i):
             lead = states.shape[0] // t.shape[0]
-            others = [jax.tree.map(lambda a: jnp.tile(a, (lead,) + (1,) * (a.ndim - 1)), p) for p in parts]
+            copy = lambda a: collectives.merge(jnp.broadcast_to(a[None], (lead, *a.shape)))
+            others = [jax.tree.map(copy, p) for p in parts]
             others[index] = states
             return boundary_g(path.unflatten(others), times)
 
@@ -249,9 +250,9 @@ def _product_target(
 
 def _flat_call(fn: ModelFn, states: Array, t: Array) -> Array:
     lead, n = states.shape[:2]
-    times = jnp.broadcast_to(t[None], (lead, n)).reshape(-1)
-    out = fn(states.reshape(lead * n, *states.shape[2:]), times)
-    return checks.model_output(out, "log_density", (lead * n,)).reshape(lead, n)
+    times = collectives.merge(jnp.broadcast_to(t[None], (lead, n)))
+    out = checks.model_output(fn(collectives.merge(states), times), "log_density", (lead * n,))
+    return collectives.unmerge(out, lead)
 
 
 def _expand(mask: Array, like: Array) -> Array:

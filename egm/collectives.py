@@ -1,4 +1,9 @@
-"""Collectives that do nothing without an axis name, so that one function serves one device and many."""
+"""Collectives that do nothing without an axis name, so that one function serves one device and many.
+
+With an axis name the caller maps the devices himself (`jax.pmap`, `jax.shard_map`). Without one the same
+functions say how arrays lie on a context mesh (`jax.set_mesh`, or what `egm.training.jit_step` sets)
+with an axis DATA, and the compiler splits the work; without a mesh they do nothing at all.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+DATA = "data"
+"""Name of the mesh axis along which `split` lays examples."""
 
 
 def psum(x: Any, axis_name: str | None) -> Any:
@@ -25,13 +35,13 @@ def pmax(x: Any, axis_name: str | None) -> Any:
 
 
 def all_gather(x: Any, axis_name: str | None) -> Any:
-    """Shards concatenated along their leading axis; `x` itself without an axis name.
+    """Shards concatenated along their leading axis; without an axis name `x` itself, whole on all devices.
 
     As a sum of shards padded with zeros: unlike `lax.all_gather`, its result is known to be the same
     on all devices, which `jax.shard_map` asks of what is returned as replicated.
     """
     if axis_name is None:
-        return x
+        return whole(x)
     size, index = lax.axis_size(axis_name), lax.axis_index(axis_name)
 
     def gather(a):
@@ -41,6 +51,51 @@ def all_gather(x: Any, axis_name: str | None) -> Any:
         return lax.psum(whole, axis_name).astype(a.dtype)
 
     return jax.tree.map(gather, x)
+
+
+def split(x: Any) -> Any:
+    """`x` with each leading axis split along the axis DATA of the context mesh.
+
+    `x` itself where there is no such mesh, where the axis is mapped already (`jax.shard_map`), and each
+    leaf whose leading axis does not divide. Values do not change, only where they are computed.
+    """
+    size = _mesh_size()
+
+    def along(a):
+        fits = a.ndim > 0 and a.shape[0] % size == 0
+        return lax.with_sharding_constraint(a, P(DATA)) if fits else a
+
+    return jax.tree.map(along, x) if size else x
+
+
+def whole(x: Any) -> Any:
+    """`x` the same on all devices of the context mesh of `split`; `x` itself without one.
+
+    For what is small and sequential, an assignment problem say, that the compiler would cut in pieces.
+    """
+    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, P()), x) if _mesh_size() else x
+
+
+def merge(x: jax.Array) -> jax.Array:
+    """[K, B, ...] to [K * B, ...]: K in front, or B where a mesh splits the examples, so that none moves."""
+    count = x.shape[0] * x.shape[1]
+    return (jnp.swapaxes(x, 0, 1) if _mesh_size() else x).reshape(count, *x.shape[2:])
+
+
+def unmerge(x: jax.Array, num: int) -> jax.Array:
+    """[K * B, ...] from `merge` to [K, B, ...], K = num."""
+    if _mesh_size():
+        return jnp.swapaxes(x.reshape(-1, num, *x.shape[1:]), 0, 1)
+    return x.reshape(num, -1, *x.shape[1:])
+
+
+def _mesh_size() -> int:
+    """Devices along the axis DATA of the context mesh, where the compiler may lay arrays along it, else 0."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if DATA not in mesh.axis_names:
+        return 0
+    automatic = mesh.axis_types[mesh.axis_names.index(DATA)] == AxisType.Auto
+    return mesh.shape[DATA] if automatic else 0
 
 
 def axis_index(axis_name: str | None) -> jax.Array | int:

@@ -101,10 +101,10 @@ def estimate(
         start = first_block + index * blocks_a_chunk
         drawn = jax.vmap(draw)(start + jnp.arange(blocks_a_chunk))
         x_r = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:size], drawn)
-        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), x_r)
-        flat_r = jnp.broadcast_to(safe_r, (size, *batch)).reshape(-1)
+        flat = jax.tree.map(collectives.merge, x_r)
+        flat_r = collectives.merge(jnp.broadcast_to(safe_r, (size, *batch)))
         log_w = checks.model_output(log_density(flat, flat_r), "log_density", flat_r.shape)
-        log_w = log_w.reshape(size, *batch)
+        log_w = collectives.unmerge(log_w, size)
         values = path.conditional_generator(x_t, safe_t, x_r, safe_r)
         if whole:
             return importance.running_chunk(log_w, values)

@@ -39,7 +39,9 @@ def example_keys(key: jax.Array, batch_size: int, axis_name: str | None = None) 
     if key.shape != ():
         raise ValueError(f"key must be one key or have shape ({batch_size},), got shape {key.shape}")
     first = collectives.axis_index(axis_name) * batch_size
-    return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(batch_size))
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(batch_size))
+    # On a mesh the examples are computed where their keys are.
+    return collectives.split(keys) if axis_name is None else keys
 
 
 def per_example(sampler: Callable[..., Any], keys: jax.Array, *args: Any) -> Any:

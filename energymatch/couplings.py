@@ -77,7 +77,7 @@ def exact_ot(
     x_0, x_1 = _batches(x_0, x_1)
     random.example_keys(key, x_0.shape[0], axis_name)
     matrix, x_1 = _global_cost(cost, x_0, x_1, axis_name)
-    plan = exact_assignment(matrix)
+    plan = collectives.whole(exact_assignment(matrix))
     if axis_name is not None:
         # Were two devices to break a tie in different ways, the whole would be no permutation.
         plan = collectives.psum(jnp.where(collectives.axis_index(axis_name) == 0, plan, 0), axis_name)
@@ -117,6 +117,7 @@ def sinkhorn(
     keys = random.example_keys(key, x_0.shape[0], axis_name)
     matrix, x_1 = _global_cost(cost, x_0, x_1, axis_name)
     plan = sinkhorn_plan(matrix, regularization, tolerance=tolerance, max_iterations=max_iterations)
+    plan = collectives.whole(plan)
     cumulative = jnp.cumsum(_own_rows(plan, axis_name), axis=1)
     level = jax.vmap(lambda k: jax.random.uniform(k, dtype=cumulative.dtype))(keys) * cumulative[:, -1]
     return x_0, x_1[jnp.argmax(cumulative > level[:, None], axis=1)]
@@ -133,12 +134,12 @@ def _global_cost(cost: CostFn, x_0: Array, x_1: Array, axis_name: str | None) ->
     """([B, B] costs of the global batch, the global x_1)."""
     x_0, x_1 = collectives.all_gather((x_0, x_1), axis_name)
     matrix = cost(*lax.stop_gradient((x_0, x_1)))
-    return checks.model_output(matrix, "cost", (x_0.shape[0],) * 2), x_1
+    return collectives.whole(checks.model_output(matrix, "cost", (x_0.shape[0],) * 2)), x_1
 
 
 def _own_rows(x: Array, axis_name: str | None) -> Array:
     """This device's rows of what all devices hold whole."""
     if axis_name is None:
-        return x
+        return collectives.split(x)
     size = x.shape[0] // collectives.axis_size(axis_name)
     return lax.dynamic_slice_in_dim(x, collectives.axis_index(axis_name) * size, size)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec as P
 
 from egm import checks, random, training
 from egm.typing import Array, Key, PyTree
@@ -121,6 +122,20 @@ def make_warm_up(
     optimizer: optax.GradientTransformation,
     *,
     sigma: float = 0.0,
+def state_spec(config: MatchingConfig | None = None, axis: str = training.DATA) -> MatchingState:
+    """How phase 2 lies on a mesh: chains split along `axis`, the rest the same on all devices.
+
+    Args:
+      config: None for the defaults.
+      axis: name of the mesh axis.
+
+    Returns:
+      A prefix tree of PartitionSpecs, for `egm.training.jit_step` and the like.
+    """
+    config = MatchingConfig() if config is None else config
+    return MatchingState(P(), config.negatives.spec(axis))
+
+
     ema_decay: float = 0.995,
     axis_name: str | None = None,
 ) -> tuple[Callable[[PyTree], training.TrainState], Step]:

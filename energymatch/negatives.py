@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec as P
 
 from egm import checks, collectives, random
 from egm.typing import Array, Key
@@ -44,6 +45,10 @@ class NegativeSource(Protocol):
 
     def init(self, potential: Potential, x: Array, epsilon_max: float) -> Any:
         """The chains before the first step, started at data x [M, *event]."""
+        ...
+
+    def spec(self, axis: str) -> Any:
+        """A PartitionSpec for each array of the chains, split along a mesh axis of this name."""
         ...
 
     def draw(
@@ -102,6 +107,10 @@ class ShortRun:
     def init(self, potential: Potential, x: Array, epsilon_max: float) -> None:
         """Nothing is carried."""
         return None
+
+    def spec(self, axis: str) -> Any:
+        """There is nothing to split."""
+        return P()
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
         """As many negatives as data: even ones start from the prior, odd ones from data at their place."""
@@ -186,6 +195,11 @@ class Tempered:
     def init(self, potential: Potential, x: Array, epsilon_max: float) -> tempering.TemperingState:
         """Ladders [R, M, *event] with every rung at x."""
         return tempering.init(potential, x, self._temperatures(epsilon_max))
+
+    def spec(self, axis: str) -> tempering.TemperingState:
+        """Ladders are split, each with all its rungs."""
+        ladders = P(None, axis)
+        return tempering.TemperingState(ladders, ladders, ladders, P())
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
         """The coldest rung after `num_steps` moves and the swaps."""
@@ -280,6 +294,10 @@ class Restarted:
         """Chains at data x, as old as `burn_in`."""
         age = jnp.full(x.shape[0], self._burn_in_steps, jnp.int32)
         return RestartedState(x, collectives.varying_like(age, x))
+
+    def spec(self, axis: str) -> RestartedState:
+        """Chains are split."""
+        return RestartedState(P(axis), P(axis))
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
         """All M chains after `num_steps` steps; batch.prior (or x_0) holds M states to restart at."""

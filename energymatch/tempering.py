@@ -144,11 +144,14 @@ def step(
     temperatures = temperatures.astype(state.x.dtype)
     step_size = number(step_size, "step_size", "finite and positive", (num_rungs,))
     move_keys, swap_keys = random.split(random.example_keys(key, batch, axis_name))
-    rung_keys = jax.vmap(_fold, (None, 0))(move_keys, np.arange(num_rungs)).reshape(-1)
+    # Flattened with the ladder in front, [B * R], so that ladders split over devices stay where they are.
+    flatten = lambda a: jnp.swapaxes(a, 0, 1).reshape(num_rungs * batch, *a.shape[2:])
+    rungs = lambda a: jnp.swapaxes(a.reshape(batch, num_rungs, *a.shape[1:]), 0, 1)
+    rung_keys = flatten(jax.vmap(_fold, (None, 0))(move_keys, np.arange(num_rungs)))
     options = dict(
         potential=potential,
-        temperature=jnp.repeat(temperatures, batch),
-        step_size=jnp.repeat(jnp.broadcast_to(step_size, (num_rungs,)), batch),
+        temperature=jnp.tile(temperatures, batch),
+        step_size=jnp.tile(jnp.broadcast_to(step_size, (num_rungs,)), batch),
         method=method,
         bounds=bounds,
     )
@@ -158,14 +161,13 @@ def step(
         chains, info = langevin.step(_fold(rung_keys, k), chains, 0.0, **options)
         return (chains, acceptance + info.acceptance, num_nonfinite + info.num_nonfinite), None
 
-    flat = state.x.reshape(num_rungs * batch, *state.x.shape[2:])
+    flat = flatten(state.x)
     chains = langevin.init(potential, flat)
     start = (chains, jnp.zeros(flat.shape[:1], flat.dtype), jnp.zeros(flat.shape[:1], jnp.int32))
     like, _ = jax.eval_shape(body, start, 0)
     start = collectives.varying_like(start, like)
     (chains, acceptance, num_nonfinite), _ = jax.lax.scan(body, start, np.arange(num_steps))
 
-    rungs = lambda a: a.reshape(num_rungs, batch, *a.shape[1:])
     new = TemperingState(rungs(chains.x), rungs(chains.value), rungs(chains.gradient), state.num_rounds)
     new, swap_acceptance = _swap(swap_keys, new, temperatures, num_swaps)
     info = TemperingInfo(

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from egm import checks
+from egm import checks, collectives
 from egm.typing import Array, Energy, State
 
 
@@ -61,15 +61,16 @@ class WithConditionals:
         n, sites = tokens.shape
         chosen = jnp.eye(sites, dtype=bool)[:, None, None, :]
         values = jnp.arange(self.vocab_size, dtype=tokens.dtype)[None, :, None, None]
-        states = jnp.where(chosen, values, tokens[None, None]).reshape(-1, sites)
+        copies = sites * self.vocab_size
+        states = jnp.where(chosen, values, tokens[None, None]).reshape(copies, n, sites)
+        states = collectives.merge(states)
         if self.part is not None:
-            copies = sites * self.vocab_size
 
             def repeat(a):
                 a = jnp.asarray(a)
-                return jnp.broadcast_to(a[None], (copies, *a.shape)).reshape(-1, *a.shape[1:])
+                return collectives.merge(jnp.broadcast_to(a[None], (copies, *a.shape)))
 
             rest = {key: value for key, value in x.items() if key != self.part}
             states = {**jax.tree.map(repeat, rest), self.part: states}
-        out = checks.model_output(self.energy(states), "energy", (n * sites * self.vocab_size,))
-        return -jnp.moveaxis(out.reshape(sites, self.vocab_size, n), -1, 0)
+        out = checks.model_output(self.energy(states), "energy", (n * copies,))
+        return -collectives.unmerge(out, copies).T.reshape(n, sites, self.vocab_size)

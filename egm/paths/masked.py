@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks
+from egm import checks, collectives
 from egm.typing import Array, Key, ModelFn
 
 
@@ -194,8 +194,8 @@ class MaskedPath:
     def local_generator(self, log_density: ModelFn, x_t: Array, t: Array) -> Array:
         """[..., L, V] the exact denoiser of phi: softmax over v of phi(x_t with site i <- v).
 
-        `log_density` is evaluated once, on the L * V * N states of an array [L, V, N, L] that is
-        flattened to [L * V * N, L]. Visible sites give 1 at their token.
+        `log_density` is evaluated once, on the L * V * N states of an array [L * V, N, L] that
+        `collectives.merge` flattens. Visible sites give 1 at their token.
         """
         batch = self.batch_shape(x_t, "x_t")
         t = checks.time(t, "t", batch)
@@ -205,10 +205,11 @@ class MaskedPath:
         value = jnp.arange(vocab, dtype=flat.dtype)[None, :, None, None]
         chosen = jnp.eye(sites, dtype=bool)[:, None, None, :]
         states = jnp.where(chosen, value, flat[None, None])
-        times = jnp.broadcast_to(t.reshape(1, 1, n), (sites, vocab, n))
-        out = log_density(states.reshape(-1, sites), times.reshape(-1))
+        states = states.reshape(sites * vocab, n, sites)
+        times = jnp.broadcast_to(t.reshape(1, n), (sites * vocab, n))
+        out = log_density(collectives.merge(states), collectives.merge(times))
         logits = checks.model_output(out, "log_density", (sites * vocab * n,))
-        logits = jnp.moveaxis(logits.reshape(sites, vocab, n), -1, 0).reshape(*batch, sites, vocab)
+        logits = collectives.unmerge(logits, sites * vocab).T.reshape(*batch, sites, vocab)
         visible = ~self.masked(x_t)[..., None]
         return jnp.where(visible, self._one_hot(x_t), jax.nn.softmax(logits, axis=-1))
 

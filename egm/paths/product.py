@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from egm import checks
+from egm import checks, collectives
 from egm.paths._gaussian_base import GaussianPath
 from egm.typing import Array, Key, ModelFn, Path, PyTree
 
@@ -177,7 +177,7 @@ class ProductPath:
         """The pytree of the parts' marginal generators, each from phi_t with the other parts held.
 
         A part may evaluate phi at M N points of its own for the N states of the flattened batch,
-        flattened from [M, N, *event]: the other parts are repeated M times in front of N.
+        flattened from [M, N, *event] by `collectives.merge`: the other parts are repeated M times.
 
         Args:
           log_density: phi, called as `log_density(x, t)` with one batch axis, once a part.
@@ -206,8 +206,7 @@ class ProductPath:
                 repeats = count // size if size else 0
 
                 def repeat(leaf):
-                    tiled = jnp.broadcast_to(leaf, (repeats, *leaf.shape))
-                    return tiled.reshape(count, *leaf.shape[1:])
+                    return collectives.merge(jnp.broadcast_to(leaf, (repeats, *leaf.shape)))
 
                 state = [jax.tree.map(repeat, other) for other in parts]
                 state[index] = part
