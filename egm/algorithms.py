@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
 
-from egm import bootstrap, losses, random
-from egm.estimators import estimate
+from egm import bootstrap, checks, losses, random
+from egm.estimators import check_chunk_size, estimate
 from egm.heads import Head
 from egm.paths import MaskedPath
 from egm.typing import Array, Energy, Estimate, Key, ModelFn, Path, PyTree, State
@@ -108,6 +108,10 @@ class Weighted:
     energy_targets: bool = True
     draws_by_weight: bool = True
 
+    def __post_init__(self):
+        _check(self, ("apply",))
+        checks.flag(self.energy_targets, "energy_targets")
+
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
         """Those of the head."""
         generator, target = self.head.energy_evaluations(energy, event_shape)
@@ -143,6 +147,10 @@ class Naive:
     num_samples: int = 1000
     chunk_size: int | None = 256
     draws_by_weight: bool = False
+
+    def __post_init__(self):
+        _check(self, ("apply",))
+        _check_samples(self)
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
         """K a training example, and those of the head."""
@@ -202,6 +210,11 @@ class Bootstrap:
     skip: Callable[[Energy], ModelFn] | None = None
     draws_by_weight: bool = False
 
+    def __post_init__(self):
+        _check(self, ("apply", "apply_log_marginal"))
+        _check_samples(self)
+        bootstrap.intermediate_time(0.0, self.step)
+
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
         """K a training example, an upper bound: most have r < 1; and those of the head."""
         generator, _ = self.head.energy_evaluations(energy, event_shape)
@@ -258,6 +271,10 @@ class LocalBootstrap:
     skip: Callable[[Energy], ModelFn] | None = None
     draws_by_weight: bool = True
 
+    def __post_init__(self):
+        _check(self, ("apply",))
+        checks.positive_int(self.num_steps, "num_steps")
+
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
         """An upper bound: -E stands in few states of a call."""
         count = bootstrap.num_local_states(self.path, event_shape)
@@ -282,6 +299,24 @@ class LocalBootstrap:
 
     def _g(self, params, energy):
         return _with_skip(self.apply, params, self.skip, energy)
+
+
+def _check(algorithm: Any, functions: tuple[str, ...]) -> None:
+    """Raises TypeError unless the fields that algorithms share are what they must be."""
+    checks.instance(algorithm.path, Path, "path")
+    if hasattr(algorithm, "head") and not hasattr(algorithm.head, "conditional_target"):
+        raise TypeError(f"head must be a head, as in egm.heads, got {algorithm.head!r:.80}")
+    for name in functions:
+        checks.function(getattr(algorithm, name), name)
+    if getattr(algorithm, "skip", None) is not None:
+        checks.function(algorithm.skip, "skip")
+    checks.flag(algorithm.draws_by_weight, "draws_by_weight")
+
+
+def _check_samples(algorithm: Any) -> None:
+    """Raises unless `num_samples` and `chunk_size` are as `egm.estimate` takes them."""
+    checks.positive_int(algorithm.num_samples, "num_samples")
+    check_chunk_size(algorithm.chunk_size)
 
 
 def _with_skip(apply, params, skip, energy) -> ModelFn:

@@ -36,6 +36,7 @@ def intermediate_time(t: Array, step: float) -> Array:
     """
     if checks.positive_float(step, "step") > 1:
         raise ValueError(f"step must be in (0, 1], got {step}")
+    t = checks.float_array(t, "t")
     return jnp.minimum(t + step, 1.0)
 
 
@@ -48,6 +49,7 @@ def terminal(energy: Energy) -> ModelFn:
     Returns:
       A `ModelFn` [N]; it raises ValueError or TypeError where the energy returns another shape or dtype.
     """
+    checks.function(energy, "energy")
 
     def log_density(x: State, r: Array) -> Array:
         return -checks.model_output(energy(x), "energy", r.shape)
@@ -69,6 +71,9 @@ def relative_boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
     Returns:
       A `ModelFn` [N].
     """
+    checks.function(energy, "energy")
+    checks.function(g, "g")
+    checks.instance(path, Path, "path")
 
     def boundary_g(x: State, t: Array) -> Array:
         known = path.determined(x, t)
@@ -121,6 +126,10 @@ class LocalGenerator:
     path: Path
     log_density: ModelFn
 
+    def __post_init__(self):
+        checks.instance(self.path, Path, "path")
+        checks.function(self.log_density, "log_density")
+
     def __call__(self, x: State, t: Array) -> Array:
         """The generator at (x, t), in the path's form."""
         return self.path.local_generator(self.log_density, x, t)
@@ -134,6 +143,11 @@ class LocalGenerator:
 
 def with_tokens(x: Array, sites: Array, vocab_size: int) -> Array:
     """[V, N, L] the states x [N, L] with each token at site `sites` [N]."""
+    x = checks.integer_array(x, "x", 2)
+    sites = checks.integer_array(sites, "sites", 1)
+    checks.positive_int(vocab_size, "vocab_size")
+    if sites.shape != x.shape[:1]:
+        raise ValueError(f"sites must have shape {x.shape[:1]}, as x has, got {sites.shape}")
     chosen = jnp.arange(x.shape[-1])[None, :] == sites[:, None]
     values = jnp.arange(vocab_size, dtype=x.dtype)[:, None, None]
     return jnp.where(chosen[None], values, x[None])
@@ -141,10 +155,14 @@ def with_tokens(x: Array, sites: Array, vocab_size: int) -> Array:
 
 def num_local_states(path: Path, event_shape: Any) -> int:
     """How many states `local_target` evaluates g at for an example."""
+    checks.instance(path, Path, "path")
     if isinstance(path, ProductPath):
         return sum(num_local_states(p, s) for p, s in zip(*path.leaves_with(event_shape), strict=True))
     if isinstance(path, MaskedPath):
         return path.vocab_size
+    if not isinstance(event_shape, tuple | list) or not event_shape:
+        raise TypeError(f"event_shape must be a tuple of ints, got {event_shape!r:.80}")
+    checks.positive_int(event_shape[-1], "every size in event_shape")
     return 2 * path.dimension(event_shape[-1]) + 1
 
 
@@ -173,7 +191,13 @@ def local_target(
     Source: the local form of bootstrapping, EGM (arXiv 2505.19646); spherical cubature, Arasaratnam and
     Haykin (2009).
     """
+    checks.function(boundary_g, "boundary_g")
+    checks.instance(path, Path, "path")
+    checks.positive_int(num_steps, "num_steps")
     batch = path.batch_shape(x_t, "x_t")
+    if len(batch) != 1:
+        raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
+    t = checks.time(t, "t", batch)
     keys = random.example_keys(key, batch[0])
     if isinstance(path, MaskedPath):
         return _one_site_target(keys, boundary_g, path, x_t, t)

@@ -38,13 +38,16 @@ def init(capacity: int, example: Any) -> Buffer:
       Buffer.
     """
     checks.positive_int(capacity, "capacity")
+    leaves = jax.tree.leaves(example)
+    if not leaves or not all(hasattr(a, "shape") and hasattr(a, "dtype") for a in leaves):
+        raise TypeError(f"example must be a pytree of arrays, got {example!r:.80}")
     items = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example)
     return Buffer(items, jnp.zeros((), jnp.int32))
 
 
 def filled(buffer: Buffer) -> Array:
     """[C] bool, the places that hold an item."""
-    capacity = _capacity(buffer)
+    capacity = _capacity(checks.instance(buffer, Buffer, "buffer"))
     return jnp.arange(capacity) < jnp.minimum(buffer.num_added, capacity)
 
 
@@ -62,7 +65,9 @@ def add(buffer: Buffer, items: Any, valid: Array | None = None) -> Buffer:
     Raises:
       ValueError: N exceeds the capacity, or a shape differs from the buffer's.
     """
-    capacity = _capacity(buffer)
+    capacity = _capacity(checks.instance(buffer, Buffer, "buffer"))
+    if not all(hasattr(a, "shape") and len(a.shape) for a in jax.tree.leaves(items)):
+        raise TypeError(f"items must be a pytree of arrays [N, ...], got {items!r:.80}")
     shapes = jax.tree.map(lambda a: a.shape[1:], buffer.items)
     came = jax.tree.map(lambda a: a.shape[1:], items)
     if shapes != came:
@@ -71,10 +76,10 @@ def add(buffer: Buffer, items: Any, valid: Array | None = None) -> Buffer:
     if len(sizes) > 1:
         raise ValueError(f"items must share their leading size, got {sizes}")
     n = sizes[0]
-    if valid is not None and valid.shape != (n,):
-        raise ValueError(f"valid must have shape ({n},), got {valid.shape}")
     if n > capacity:
         raise ValueError(f"items must be at most the capacity {capacity}, got {n}")
+    if valid is not None:
+        valid = checks.bool_vector(valid, "valid", n)
     valid = jnp.ones(n, bool) if valid is None else valid
     order = jnp.cumsum(valid) - 1
     # Places beyond the end are dropped by the scatter.
@@ -92,6 +97,9 @@ def draw(probabilities: Array, uniforms: Array) -> Array:
     Stratified uniforms, (i + u_i)/B, give a stratified sample. Places of probability zero are never
     drawn, unless all are.
     """
+    probabilities, uniforms = (
+        checks.vector(a, name) for a, name in ((probabilities, "probabilities"), (uniforms, "uniforms"))
+    )
     # A partial sum may round up where nothing is added; a place of zero must not gain by that.
     cumulative = jax.lax.cummax(jnp.where(probabilities > 0, jnp.cumsum(probabilities), 0))
     index = jnp.searchsorted(cumulative, uniforms * cumulative[-1], side="right")
@@ -101,7 +109,10 @@ def draw(probabilities: Array, uniforms: Array) -> Array:
 
 def sample(buffer: Buffer, probabilities: Array, uniforms: Array) -> Any:
     """Items drawn with the given probabilities, as in `draw`: a pytree of [B, ...]."""
+    capacity = _capacity(checks.instance(buffer, Buffer, "buffer"))
     index = draw(probabilities, uniforms)
+    if jnp.shape(probabilities) != (capacity,):
+        raise ValueError(f"probabilities must have shape ({capacity},), got {jnp.shape(probabilities)}")
     return jax.tree.map(lambda a: a[index], buffer.items)
 
 

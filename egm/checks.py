@@ -14,12 +14,34 @@ import numpy as np
 
 
 def concrete(value: Any) -> np.ndarray | None:
-    """The value as a numpy array, or None where it is traced or lives on other processes."""
+    """The value as a numpy array, or None where it is traced, lives on other processes or is a key."""
     if isinstance(value, jax.core.Tracer):
         return None
-    if isinstance(value, jax.Array) and not value.is_fully_addressable:
-        return None
+    if isinstance(value, jax.Array):
+        if not value.is_fully_addressable or jnp.issubdtype(value.dtype, jax.dtypes.extended):
+            return None
     return np.asarray(value)
+
+
+def function(value: Any, name: str) -> Any:
+    """The value itself; raises TypeError unless it is callable."""
+    if not callable(value):
+        raise TypeError(f"{name} must be callable, got {value!r:.80}")
+    return value
+
+
+def flag(value: Any, name: str) -> bool:
+    """The value itself; raises TypeError unless it is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name} must be True or False, got {value!r:.80}")
+    return bool(value)
+
+
+def instance(value: Any, kind: Any, name: str) -> Any:
+    """The value itself; raises TypeError unless it is of a class (or satisfies a runtime Protocol)."""
+    if isinstance(value, type) or not isinstance(value, kind):
+        raise TypeError(f"{name} must be a {kind.__name__}, got {value!r:.80}")
+    return value
 
 
 def positive_int(value: Any, name: str, minimum: int = 1) -> int:
@@ -54,11 +76,58 @@ def finite_float(value: Any, name: str) -> float:
 def float_array(x: Any, name: str, *, min_ndim: int = 0) -> jax.Array:
     """`x` as an array; raises TypeError unless floating, ValueError when it has too few axes."""
     dtype = getattr(x, "dtype", None)
-    x = jnp.asarray(x)
+    x = as_array(x, name, "an array of floats")
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name} must be floating point, got dtype {dtype or x.dtype}")
     if x.ndim < min_ndim:
         raise ValueError(f"{name} must have at least {min_ndim} axes, got shape {x.shape}")
+    return x
+
+
+def as_array(x: Any, name: str, expected: str = "an array of numbers") -> jax.Array:
+    """`x` as an array; raises TypeError where it is nothing of that kind (None, text, a ragged list)."""
+    if x is not None and not isinstance(x, str | bytes):
+        try:
+            return jnp.asarray(x)
+        except (TypeError, ValueError):
+            pass
+    raise TypeError(f"{name} must be {expected}, got {x!r:.80}")
+
+
+def center(value: Any, name: str) -> float | tuple[float, ...]:
+    """A point: the value as a float or a tuple of floats; raises unless finite numbers."""
+    if isinstance(value, str) or not np.iterable(value):
+        return finite_float(value, name)
+    if np.ndim(value) != 1:
+        raise ValueError(f"{name} must be a number or a tuple of numbers, got shape {np.shape(value)}")
+    return tuple(finite_float(v, name) for v in value)
+
+
+def integer_array(x: Any, name: str, ndim: int) -> jax.Array:
+    """`x` as an array; raises TypeError unless of integers, ValueError unless it has `ndim` axes."""
+    x = as_array(x, name, "an array of integers")
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} must hold integers, got dtype {x.dtype}")
+    if x.ndim != ndim:
+        raise ValueError(f"{name} must have {ndim} axes, got shape {x.shape}")
+    return x
+
+
+def bool_vector(x: Any, name: str, size: int) -> jax.Array:
+    """`x` as a boolean array [size]; raises TypeError for another dtype, ValueError for another shape."""
+    x = as_array(x, name, "a boolean array")
+    if x.dtype != bool:
+        raise TypeError(f"{name} must be boolean, got dtype {x.dtype}")
+    if x.shape != (size,):
+        raise ValueError(f"{name} must have shape ({size},), got {x.shape}")
+    return x
+
+
+def vector(x: Any, name: str) -> jax.Array:
+    """`x` as a floating array [N] with N >= 1; raises as `float_array`, and ValueError for another shape."""
+    x = float_array(x, name)
+    if x.ndim != 1 or x.size == 0:
+        raise ValueError(f"{name} must have shape [N], N at least 1, got {x.shape}")
     return x
 
 
@@ -70,16 +139,24 @@ def key_array(key: Any, name: str = "key") -> jax.Array:
     return key
 
 
+def one_key(key: Any, name: str = "key") -> jax.Array:
+    """`key` itself; raises as `key_array`, and ValueError where it is an array of keys."""
+    if key_array(key, name).shape != ():
+        raise ValueError(f"{name} must be one key, got an array of keys of shape {key.shape}")
+    return key
+
+
 def time(t: Any, name: str, batch_shape: tuple[int, ...]) -> jax.Array:
     """`t` as a float array of the given batch shape; concrete values outside [0, 1] raise."""
-    t = jnp.asarray(t)
+    given, t = t, as_array(t, name, "a floating point time")
     if not jnp.issubdtype(t.dtype, jnp.floating):
         if not jnp.issubdtype(t.dtype, jnp.integer):
             raise TypeError(f"{name} must be a floating point time, got dtype {t.dtype}")
         t = t.astype(float)
     if t.shape not in ((), batch_shape):
         raise ValueError(f"{name} must be a scalar or have shape {batch_shape}, got shape {t.shape}")
-    value = concrete(t)
+    # Under jit `jnp.asarray` traces a plain number, which is known all the same.
+    value = concrete(given)
     if value is not None and not np.all((value >= 0) & (value <= 1)):
         bad = value[~((value >= 0) & (value <= 1))]
         raise ValueError(f"{name} must lie in [0, 1], got {bad.ravel()[0]}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from egm import checks
 from egm.typing import Array
 
 
@@ -28,7 +29,7 @@ def squared_error(target: Array, prediction: Array) -> Array:
     Raises:
       ValueError: the shapes differ.
     """
-    target = _same_shape(target, prediction)
+    target, prediction = _checked(target, prediction)
     return jnp.sum((prediction - target) ** 2, axis=-1)
 
 
@@ -45,7 +46,7 @@ def itakura_saito(target: Array, log_prediction: Array) -> Array:
     Raises:
       ValueError: the shapes differ.
     """
-    target = _same_shape(target, log_prediction)
+    target, log_prediction = _checked(target, log_prediction, "log_prediction")
     return jnp.sum(target * jnp.exp(-log_prediction) + log_prediction, axis=-1)
 
 
@@ -63,11 +64,12 @@ def denoiser_kl(target: Array, logits: Array, site_weights: Array | None = None)
     Raises:
       ValueError: the shapes differ.
     """
-    target = _same_shape(target, logits)
+    target, logits = _checked(target, logits, "logits")
     log_p = jax.nn.log_softmax(logits, axis=-1)
     per_site = -jnp.sum(jnp.where(target > 0, target * log_p, 0.0), axis=-1)
     if site_weights is None:
         return jnp.sum(per_site, axis=-1)
+    site_weights = checks.float_array(site_weights, "site_weights")
     if site_weights.shape != per_site.shape:
         raise ValueError(f"site_weights must have shape {per_site.shape}, got {site_weights.shape}")
     return jnp.sum(jnp.where(site_weights > 0, site_weights * per_site, 0.0), axis=-1)
@@ -86,7 +88,7 @@ def rate_kl(target: Array, log_rates: Array) -> Array:
     Raises:
       ValueError: the shapes differ.
     """
-    target = _same_shape(target, log_rates)
+    target, log_rates = _checked(target, log_rates, "log_rates")
     terms = jnp.exp(log_rates) - jnp.where(target > 0, target * log_rates, 0.0)
     return jnp.sum(terms, axis=tuple(range(1, terms.ndim)))
 
@@ -110,16 +112,20 @@ def exponential(target: Array, prediction: Array, max_difference: float = 20.0) 
     Raises:
       ValueError: the shapes differ.
     """
-    target = _same_shape(target, prediction)
+    target, prediction = _checked(target, prediction, min_ndim=0)
+    checks.positive_float(max_difference, "max_difference")
     d = target - prediction
     capped = jnp.minimum(d, max_difference)
     tangent = jnp.exp(capped) * (d - capped)
     return jnp.expm1(capped) + tangent - d
 
 
-def _same_shape(target: Array, prediction: Array) -> Array:
-    if jnp.shape(target) != jnp.shape(prediction):
-        raise ValueError(
-            f"target has shape {jnp.shape(target)}, the prediction has shape {jnp.shape(prediction)}"
-        )
-    return jax.lax.stop_gradient(target)
+def _checked(
+    target: Array, prediction: Array, name: str = "prediction", min_ndim: int = 1
+) -> tuple[Array, Array]:
+    """Both as floating arrays of one shape, the target without gradient."""
+    target = checks.float_array(target, "target", min_ndim=min_ndim)
+    prediction = checks.float_array(prediction, name, min_ndim=min_ndim)
+    if target.shape != prediction.shape:
+        raise ValueError(f"target has shape {target.shape}, the {name} has shape {prediction.shape}")
+    return jax.lax.stop_gradient(target), prediction

@@ -61,14 +61,13 @@ def estimate(
 
     Source: EGM (arXiv 2505.19646); design of the split over K and devices: this library.
     """
+    checks.instance(path, Path, "path")
+    checks.function(log_density, "log_density")
     batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
         raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
     num_samples = checks.positive_int(num_samples, "num_samples")
-    if chunk_size is not None:
-        checks.positive_int(chunk_size, "chunk_size")
-        if chunk_size % BLOCK:
-            raise ValueError(f"chunk_size must be a multiple of {BLOCK}, got {chunk_size}")
+    check_chunk_size(chunk_size)
     concrete_r = checks.concrete(r)
     naive = concrete_r is not None and bool((concrete_r == 1).all())
     t, r = checks.time_pair(t, r, batch)
@@ -135,6 +134,14 @@ def estimate(
         valid=valid,
         num_nonfinite=record.num_nonfinite,
     )
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """Raises unless it is None or a positive multiple of a block."""
+    if chunk_size is None:
+        return
+    if checks.positive_int(chunk_size, "chunk_size") % BLOCK:
+        raise ValueError(f"chunk_size must be a multiple of {BLOCK}, got {chunk_size}")
 
 
 def _where(valid: Array, x: Array) -> Array:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, divergences
+from egm.paths._gaussian_base import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 from egm.typing import Array, Energy, Gaussian, Path, PyTree, State
@@ -63,9 +64,14 @@ class DenoiserHead:
 
     path: MaskedPath
 
+    def __post_init__(self):
+        if not isinstance(self.path, MaskedPath):
+            raise TypeError(f"path must be a MaskedPath, got {self.path!r:.80}")
+
     def generator(self, output: Array, x_t: Array, t: Array | None = None, energy: Any = None) -> Array:
         """[B, L, V] probabilities: softmax at masked sites, 1 at the token of a visible one."""
         del t, energy
+        x_t, output = self._checked(x_t, output)
         visible = jax.nn.one_hot(x_t, self.path.vocab_size, dtype=output.dtype)
         hidden = self.path.masked(x_t)[..., None]
         return jnp.where(hidden, jax.nn.softmax(output, axis=-1), visible)
@@ -80,6 +86,7 @@ class DenoiserHead:
         given the number n of masked sites that weight has mean (L + 1)/n.
         """
         del t, energy
+        x_t, output = self._checked(x_t, output)
         hidden = self.path.masked(x_t)
         count = jnp.sum(hidden, axis=-1, keepdims=True)
         weights = hidden / jnp.maximum(count, 1).astype(output.dtype)
@@ -108,6 +115,15 @@ class DenoiserHead:
             return 0, 0
         count = getattr(energy, "conditional_evaluations", lambda num_sites: 1)
         return 0, count(event_shape[-1])
+
+    def _checked(self, x_t, output):
+        if len(self.path.batch_shape(x_t, "x_t")) != 1:
+            raise ValueError(f"x_t must have shape [B, L], got {x_t.shape}")
+        shape = (*x_t.shape, self.path.vocab_size)
+        output = checks.float_array(output, "output")
+        if output.shape != shape:
+            raise ValueError(f"output must have shape {shape} for x_t {x_t.shape}, got {output.shape}")
+        return x_t, output
 
 
 class ConditionalScore(NamedTuple):
@@ -157,8 +173,11 @@ class ScoreHead:
         for name in ("max_target_norm", "max_drift_norm"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, checks.positive_float(getattr(self, name), name))
-        if not isinstance(self.center, float | int):
-            object.__setattr__(self, "center", tuple(float(c) for c in self.center))
+        if not isinstance(self.path, GaussianPath):
+            raise TypeError(f"path must be a Gaussian path, got {self.path!r:.80}")
+        for name in ("energy_skip", "target_score"):
+            checks.flag(getattr(self, name), name)
+        object.__setattr__(self, "center", checks.center(self.center, "center"))
 
     def generator(self, output: Array, x_t: Array, t: Array, energy: Energy | None = None) -> Gaussian:
         """The velocity, score and posterior variance, [B, D] each; without E the skip has c = 0."""
@@ -230,7 +249,10 @@ class ScoreHead:
         return int(self.energy_skip), int(self.target_score)
 
     def _level(self, t, x):
-        t = jnp.broadcast_to(t, x.shape[:1])[:, None]
+        batch = self.path.batch_shape(x, "x_t")
+        if len(batch) != 1:
+            raise ValueError(f"x_t must have shape [B, D], got {x.shape}")
+        t = checks.time(t, "t", batch)[:, None]
         alpha, variance = self.path.alpha(t).astype(x.dtype), self.path.variance(t).astype(x.dtype)
         signal = alpha**2 * self.length_scale**2
         return _Level(alpha, variance, jnp.sqrt(variance + signal), signal / (variance + signal))
@@ -243,6 +265,7 @@ class ScoreHead:
 
     def _normalised(self, output, x, level, energy):
         """[B, D] b times the score."""
+        output = checks.float_array(output, "output")
         if output.shape != (*x.shape, 2):
             raise ValueError(f"output must have shape {(*x.shape, 2)}, got {output.shape}")
         center = jnp.broadcast_to(jnp.asarray(self.center, x.dtype), x.shape)
@@ -300,6 +323,8 @@ class ProductHead:
     _treedef: Any
 
     def __init__(self, heads: PyTree, weights: PyTree = None):
+        if not jax.tree.leaves(heads, is_leaf=lambda h: hasattr(h, "conditional_target")):
+            raise ValueError(f"heads must hold at least one head, got {heads!r:.80}")
         leaves, treedef = jax.tree.flatten(heads, is_leaf=lambda h: hasattr(h, "conditional_target"))
         for leaf in leaves:
             if not hasattr(leaf, "conditional_target"):
@@ -404,6 +429,8 @@ class _Level(NamedTuple):
 
 def _score(energy: Callable[[Array], Array], x: Array, path: Path) -> Array:
     """[B, D] -grad E on the path's space."""
+
+    checks.function(energy, "energy")
 
     def total(y):
         return jnp.sum(checks.model_output(energy(y), "energy", y.shape[:1]))

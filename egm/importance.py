@@ -19,6 +19,7 @@ from egm.typing import SNIS, Array
 
 def nonfinite(log_weights: Array) -> Array:
     """Boolean mask of the log-weights that are no weights: NaN and +inf (an energy of NaN or -inf)."""
+    log_weights = checks.float_array(log_weights, "log_weights")
     return jnp.isnan(log_weights) | (log_weights == jnp.inf)
 
 
@@ -38,6 +39,8 @@ def snis(log_weights: Array, axis: int = 0, axis_name: str | None = None) -> SNI
       TypeError: the log-weights are not floating point. ValueError: `axis` does not exist or is empty.
     """
     log_weights = checks.float_array(log_weights, "log_weights", min_ndim=1)
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        raise TypeError(f"axis must be an int, got {axis!r:.80}")
     if not -log_weights.ndim <= axis < log_weights.ndim:
         raise ValueError(f"axis must be one of the {log_weights.ndim} axes of log_weights, got {axis}")
     if log_weights.shape[axis] == 0:
@@ -72,7 +75,7 @@ def clipped_probabilities(log_weights: Array, clip: float | None) -> tuple[Array
       ([N] probabilities that sum to 1, or all zeros where no weight is positive; the fraction of the
       total weight that was cut, a scalar).
     """
-    weights = snis(log_weights).weights
+    weights = snis(checks.vector(log_weights, "log_weights")).weights
     if clip is None:
         return weights, jnp.zeros((), weights.dtype)
     clip = checks.positive_float(clip, "clip")

@@ -19,7 +19,7 @@ from egm import buffer as buffers
 from egm import checks, collectives, importance, metrics, random, training
 from egm.algorithms import Algorithm, Tempered
 from egm.simulate import path_log_weights, simulate
-from egm.typing import Array, Energy, Key, Process, PyTree, State
+from egm.typing import Array, Energy, Key, Path, Process, PyTree, State
 
 _SCALES = np.linspace(0.0, 1.0, 201, dtype=np.float32)[1:] ** 2
 """The scales that annealing tries, finer towards zero; a reference adds the scale 0 itself."""
@@ -68,6 +68,9 @@ class IterationConfig:
         for name in ("weight_clip", "ess_target"):
             if getattr(self, name) is not None:
                 checks.positive_float(getattr(self, name), name)
+        checks.flag(self.fit_prior, "fit_prior")
+        if not 0 <= checks.finite_float(self.ema_decay, "ema_decay") < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
         if self.weight_clip is not None and self.weight_clip < 1:
             raise ValueError(f"weight_clip must be at least 1, got {self.weight_clip}")
 
@@ -142,9 +145,17 @@ def make_iteration(
     Raises:
       ValueError: the paths differ, or a size does not divide over the devices.
     """
+    if not all(hasattr(algorithm, name) for name in ("path", "generator", "loss", "draws_by_weight")):
+        raise TypeError(f"algorithm must be an Algorithm, got {algorithm!r:.80}")
+    checks.instance(process, Process, "process")
+    checks.function(energy, "energy")
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r:.80}")
+    checks.instance(config, IterationConfig, "config")
     path = algorithm.path
     if process.path != path:
         raise ValueError(f"process must share the algorithm's path {path}, got {process.path}")
+    _check_event(path, event_shape, reference)
 
     scales = _SCALES if reference is None else np.concatenate([np.zeros(1, np.float32), _SCALES])
 
@@ -253,6 +264,31 @@ def make_iteration(
         return IterationState(train, buffer, scale, moments, evaluations), report
 
     return init, step
+
+
+def _check_event(path: Path, event_shape: Any, reference: Any) -> None:
+    """Raises unless the shape is that of a state of the path, and the reference its moments or None."""
+    try:
+        x = jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"event_shape must be that of a state of {path}, got {event_shape!r:.80}: {error}"
+        ) from error
+    if reference is None:
+        return
+    try:
+        if jax.tree.structure(reference) != jax.tree.structure(path.moments(_zeros(x), jnp.zeros(1))):
+            raise ValueError("of another structure")
+        jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape, reference))
+        jax.eval_shape(lambda x: path.reference_energy(x, reference), x)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise TypeError(
+            f"reference must be moments of states of {path}, got {reference!r:.80}: {error}"
+        ) from error
+
+
+def _zeros(x: State) -> State:
+    return jax.tree.map(lambda a: jnp.zeros((1, *a.shape), a.dtype), x)
 
 
 def _log_weights(buffer: buffers.Buffer, scale: Array) -> Array:

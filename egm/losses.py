@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from egm import divergences
+from egm import checks, divergences
 from egm.typing import Array, Estimate
 
 
@@ -26,6 +26,8 @@ def generator_loss(divergence: Callable[[Array, Array], Array], estimate: Estima
     Returns:
       [B]; exactly zero where the estimate is invalid.
     """
+    checks.function(divergence, "divergence")
+    checks.instance(estimate, Estimate, "estimate")
     return jnp.where(estimate.valid, divergence(estimate.generator, output), 0.0)
 
 
@@ -46,6 +48,14 @@ def log_marginal_loss(
     Returns:
       [B]; exactly zero where invalid or where the target is not finite.
     """
+    checks.function(divergence, "divergence")
+    target, prediction = (
+        checks.float_array(a, name) for a, name in ((target, "target"), (prediction, "prediction"))
+    )
+    if target.shape != prediction.shape:
+        raise ValueError(f"target has shape {target.shape}, the prediction has shape {prediction.shape}")
+    if valid is not None:
+        valid = checks.bool_vector(valid, "valid", target.size) if target.ndim == 1 else valid
     usable = jnp.isfinite(target) if valid is None else valid & jnp.isfinite(target)
     safe = jnp.where(usable, target, jax.lax.stop_gradient(prediction))
     return jnp.where(usable, divergence(safe, prediction), 0.0)

@@ -47,6 +47,7 @@ def summarize(log_weights: Array, axis_name: str | None = None) -> PathWeightSum
     Returns:
       PathWeightSummary of scalars.
     """
+    log_weights = checks.vector(log_weights, "log_weights")
     weights, log_mean, ess = importance.snis(log_weights, 0, axis_name)
     del weights
     n = log_weights.shape[0] * collectives.axis_size(axis_name)
@@ -72,6 +73,7 @@ def evidence_upper_bound(reverse_log_weights: Array) -> tuple[Array, Array]:
     Returns:
       (EUBO, its standard error), scalars.
     """
+    reverse_log_weights = checks.vector(reverse_log_weights, "reverse_log_weights")
     n = reverse_log_weights.shape[0]
     return jnp.mean(reverse_log_weights), jnp.std(reverse_log_weights) / np.sqrt(max(n - 1, 1))
 
@@ -89,9 +91,7 @@ def reweighted_mean(values: Array, log_weights: Array) -> tuple[Array, Array]:
     Raises:
       ValueError: the leading sizes differ.
     """
-    values = jnp.asarray(values)
-    if values.shape[:1] != log_weights.shape:
-        raise ValueError(f"values must have leading size {log_weights.shape[0]}, got shape {values.shape}")
+    values, log_weights = _observables(values, log_weights)
     w = importance.snis(log_weights).weights.reshape((-1,) + (1,) * (values.ndim - 1))
     mean = jnp.sum(w * values, axis=0)
     return mean, jnp.sqrt(jnp.sum(w**2 * (values - mean[None]) ** 2, axis=0))
@@ -115,12 +115,13 @@ def jackknife(
       ValueError: the leading sizes differ, or there are fewer samples than blocks.
     """
     checks.positive_int(num_blocks, "num_blocks", minimum=2)
-    values = jnp.asarray(values)
-    if values.shape[:1] != log_weights.shape:
-        raise ValueError(f"values must have leading size {log_weights.shape[0]}, got shape {values.shape}")
+    checks.function(statistic, "statistic")
+    values, log_weights = _observables(values, log_weights)
     size = log_weights.shape[0] // num_blocks
     if size == 0:
-        raise ValueError(f"values must hold at least {num_blocks} samples, got {log_weights.shape[0]}")
+        raise ValueError(
+            f"values must hold at least num_blocks = {num_blocks} samples, got {log_weights.shape[0]}"
+        )
     w = importance.snis(log_weights).weights
     w, values = (a[: size * num_blocks].reshape(num_blocks, size, *a.shape[1:]) for a in (w, values))
     weight = jnp.sum(w, axis=1)
@@ -157,6 +158,7 @@ def mode_masses(x: Array, modes: Array, log_weights: Array | None = None) -> Arr
         raise ValueError(f"modes must have shape [M, {x.shape[1]}], as x has, got {modes.shape}")
     if log_weights is None:
         log_weights = jnp.zeros(x.shape[:1])
+    log_weights = checks.float_array(log_weights, "log_weights")
     if log_weights.shape != x.shape[:1]:
         raise ValueError(f"log_weights must have shape {x.shape[:1]}, got {log_weights.shape}")
     weights = importance.snis(log_weights).weights
@@ -181,10 +183,11 @@ def wasserstein_1d(a: Array, b: Array, p: float = 1.0) -> Array:
     Raises:
       ValueError: the samples differ in size.
     """
-    a, b = jnp.asarray(a), jnp.asarray(b)
-    if a.ndim != 1 or a.shape != b.shape:
+    a, b = checks.vector(a, "a"), checks.vector(b, "b")
+    if a.shape != b.shape:
         raise ValueError(f"a and b must be vectors of one size, got shapes {a.shape} and {b.shape}")
-    checks.positive_float(p, "p")
+    if checks.finite_float(p, "p") < 1:
+        raise ValueError(f"p must be at least 1, got {p}")
     gap = jnp.abs(jnp.sort(a) - jnp.sort(b))
     return jnp.mean(gap**p) ** (1.0 / p)
 
@@ -201,11 +204,14 @@ def sample_distance(distance, generated: Array, exact: Array, num_sets: int) -> 
     Returns:
       A float.
     """
-    halves = zip(
-        np.split(np.asarray(generated), num_sets),
-        np.split(np.asarray(exact), num_sets),
-        strict=True,
-    )
+    checks.function(distance, "distance")
+    checks.positive_int(num_sets, "num_sets")
+    generated, exact = _samples(generated, "generated"), _samples(exact, "exact")
+    if generated.shape != exact.shape:
+        raise ValueError(f"exact must have the shape of generated, {generated.shape}, got {exact.shape}")
+    if exact.shape[0] % num_sets:
+        raise ValueError(f"num_sets must divide the {exact.shape[0]} samples, got {num_sets}")
+    halves = zip(np.split(generated, num_sets), np.split(exact, num_sets), strict=True)
     return float(np.mean([float(jax.device_get(distance(a, b))) for a, b in halves]))
 
 
@@ -225,12 +231,39 @@ def distance_floor(distance, exact: Array, set_size: int, num_pairs: int, seed: 
     Raises:
       ValueError: there are too few exact samples.
     """
-    exact = np.asarray(exact)
+    checks.function(distance, "distance")
+    for name, value, minimum in (("set_size", set_size, 1), ("num_pairs", num_pairs, 1), ("seed", seed, 0)):
+        checks.positive_int(value, name, minimum)
+    exact = _samples(exact, "exact")
     if exact.shape[0] < 2 * set_size:
-        raise ValueError(f"exact must hold at least {2 * set_size} samples, got {exact.shape[0]}")
+        raise ValueError(
+            f"exact must hold at least {2 * set_size} samples for set_size = {set_size}, got {exact.shape[0]}"
+        )
     rng = np.random.default_rng(seed)
     gaps = []
     for _ in range(num_pairs):
         pick = rng.permutation(exact.shape[0])[: 2 * set_size]
         gaps.append(float(jax.device_get(distance(exact[pick[:set_size]], exact[pick[set_size:]]))))
     return float(np.mean(gaps))
+
+
+def _observables(values: Array, log_weights: Array) -> tuple[Array, Array]:
+    """(values [N, ...], log_weights [N]), checked; integers and booleans are observables too."""
+    values = checks.as_array(values, "values")
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(values.dtype, kind) for kind in kinds) or values.ndim < 1:
+        raise TypeError(f"values must be real numbers [N, ...], got {values.dtype} of shape {values.shape}")
+    log_weights = checks.vector(log_weights, "log_weights")
+    if values.shape[:1] != log_weights.shape:
+        raise ValueError(
+            f"values must have leading size {log_weights.shape[0]}, as log_weights has, got shape {values.shape}"
+        )
+    return values, log_weights
+
+
+def _samples(x: Array, name: str) -> np.ndarray:
+    """Samples [N, ...] on the host."""
+    array = checks.as_array(x, name)
+    if not any(jnp.issubdtype(array.dtype, k) for k in (jnp.floating, jnp.integer)) or array.ndim < 1:
+        raise TypeError(f"{name} must be real numbers [N, ...], got {array.dtype} of shape {array.shape}")
+    return np.asarray(x)

@@ -32,6 +32,7 @@ def example_keys(key: jax.Array, batch_size: int, axis_name: str | None = None) 
         of an "rbg" kind, whose numbers depend on how the keys are laid out.
     """
     checks.key_array(key)
+    checks.positive_int(batch_size, "batch_size", 0)
     if "rbg" in str(jax.random.key_impl(key)):
         raise ValueError(f"key must be of a kind such as 'threefry2x32', got {jax.random.key_impl(key)}")
     if key.shape == (batch_size,):
@@ -51,6 +52,8 @@ def per_example(sampler: Callable[..., Any], keys: jax.Array, *args: Any) -> Any
 
 def split(keys: jax.Array, num: int = 2) -> tuple[jax.Array, ...]:
     """`num` independent keys for each of one key or an array of keys, as a tuple of arrays."""
+    checks.key_array(keys, "keys")
+    checks.positive_int(num, "num")
     if keys.shape == ():
         return tuple(jax.random.split(keys, num))
     parts = jax.vmap(lambda k: jax.random.split(k, num))(keys)

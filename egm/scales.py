@@ -72,13 +72,26 @@ def find_scales(
     Raises:
       ValueError: no descent ended at a finite energy, or the curvature there is not positive.
     """
-    checks.key_array(key)
+    checks.one_key(key)
+    checks.function(energy, "energy")
+    if project is not None:
+        checks.function(project, "project")
+    if vocab_size is not None:
+        checks.positive_int(vocab_size, "vocab_size", 2)
+    energy_range = checks.positive_float(energy_range, "energy_range")
     radius = checks.positive_float(search_radius, "search_radius")
     for name, value in (("num_starts", num_starts), ("num_steps", num_steps)):
         checks.positive_int(value, name)
     k_x, k_tokens = jax.random.split(key)
     project = (lambda x: x) if project is None else project
     shapes = event_shape if isinstance(event_shape, dict) else {"x": event_shape}
+    if "x" not in shapes or np.ndim(shapes["x"]) != 1 or len(shapes["x"]) != 1:
+        raise ValueError(f"event_shape must be (D,) or a dict with a part 'x' of it, got {event_shape!r:.80}")
+    for shape in shapes.values():
+        if not isinstance(shape, tuple | list):
+            raise TypeError(f"event_shape must be a tuple of ints, got {event_shape!r:.80}")
+        for n in shape:
+            checks.positive_int(n, "every size in event_shape")
     if shapes.keys() - {"x"} and vocab_size is None:
         raise ValueError("vocab_size is needed for an event_shape with tokens, got None")
     start = project(radius * jax.random.normal(k_x, (num_starts, *shapes["x"])))
@@ -124,7 +137,11 @@ def _descend(
 ) -> tuple[Array, Array, Array]:
     """(x [M, D], E [M], trace of the Hessian [M]) after descent from x."""
     optimizer = optax.adam(optax.cosine_decay_schedule(0.05 * radius, num_steps))
-    gradient = jax.grad(lambda y: jnp.sum(energy(y)))
+
+    def total(y):
+        return jnp.sum(checks.model_output(energy(y), "energy", y.shape[:1]))
+
+    gradient = jax.grad(total)
 
     def body(carry, _):
         y, state = carry

@@ -42,7 +42,7 @@ def simulate(
     Raises:
       ValueError: the times are not a strictly increasing vector in [0, 1], or a shape does not fit.
     """
-    x_0, times, keys = _prepare(key, process, x_0, times, "x_0")
+    x_0, times, keys = _prepare(key, process, generator_fn, x_0, times, save_states, "x_0")
 
     def body(carry, step):
         x, log_ratio = carry
@@ -73,7 +73,7 @@ def simulate_reverse(
     it from below when simulated forward (ELBO). Args, returns and errors as for `simulate`; `times` is
     the same increasing grid and `states` are in the order of time.
     """
-    x_1, times, keys = _prepare(key, process, x_1, times, "x_1")
+    x_1, times, keys = _prepare(key, process, generator_fn, x_1, times, save_states, "x_1")
 
     def body(carry, step):
         x, log_ratio = carry
@@ -103,6 +103,9 @@ def path_log_weights(energy: Energy, path: Path, trajectory: Trajectory, moments
       [N]; NaN and +inf mark invalid ones, which `egm.importance` counts and gives weight zero. NaN
       where x_1 is no data: a mask is left because the steps were too few.
     """
+    checks.instance(trajectory, Trajectory, "trajectory")
+    checks.instance(path, Path, "path")
+    checks.function(energy, "energy")
     n = trajectory.log_ratio.shape
     data = path.data_state(trajectory.x_1)
     e = checks.model_output(energy(data), "energy", n)
@@ -110,7 +113,12 @@ def path_log_weights(energy: Energy, path: Path, trajectory: Trajectory, moments
     return jnp.where(_same(trajectory.x_1, data), log_weights, jnp.nan)
 
 
-def _prepare(key: Key, process: Process, x: State, times: Array, name: str):
+def _prepare(
+    key: Key, process: Process, generator: ModelFn, x: State, times: Array, save_states: bool, name: str
+):
+    checks.instance(process, Process, "process")
+    checks.function(generator, "generator_fn")
+    checks.flag(save_states, "save_states")
     batch = process.path.batch_shape(x, name)
     if len(batch) != 1:
         raise ValueError(f"{name} must have one batch axis, got batch shape {batch}")

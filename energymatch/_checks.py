@@ -31,7 +31,7 @@ def number(value: Any, name: str, expected: str, batch_shape: tuple[int, ...] = 
     Raises:
       TypeError: no number, or a boolean. ValueError: another shape, or a value that is not as expected.
     """
-    array = jnp.asarray(value)
+    array = checks.as_array(value, name, "a number or an array of numbers")
     if jnp.issubdtype(array.dtype, jnp.integer):
         array = array.astype(float)
     array = checks.float_array(array, name)

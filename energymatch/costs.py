@@ -23,6 +23,7 @@ CostFn = Callable[[Array, Array], Array]
 
 def squared_euclidean(x_0: Array, x_1: Array) -> Array:
     """[B, B] squared distances between the rows of x_0 and those of x_1, summed over the event axes."""
+    x_0, x_1 = checks.float_array(x_0, "x_0", min_ndim=1), checks.float_array(x_1, "x_1", min_ndim=1)
     if x_0.shape[1:] != x_1.shape[1:]:
         raise ValueError(f"x_0 has event shape {x_0.shape[1:]}, x_1 has {x_1.shape[1:]}")
     dtype = jnp.promote_types(jnp.result_type(x_0, x_1), jnp.float32)

@@ -132,6 +132,7 @@ def _batches(x_0: Array, x_1: Array) -> tuple[Array, Array]:
 
 def _global_cost(cost: CostFn, x_0: Array, x_1: Array, axis_name: str | None) -> tuple[Array, Array]:
     """([B, B] costs of the global batch, the global x_1)."""
+    checks.function(cost, "cost")
     x_0, x_1 = collectives.all_gather((x_0, x_1), axis_name)
     matrix = cost(*lax.stop_gradient((x_0, x_1)))
     return collectives.whole(checks.model_output(matrix, "cost", (x_0.shape[0],) * 2)), x_1

@@ -108,7 +108,7 @@ def step(
     Source: Energy Matching (arXiv 2504.10612), sampling; MALA: Roberts and Tweedie (1996).
     """
     settings = _moves.check_settings(potential, temperature, energies, method, bounds)
-    batch = state.x.shape[0]
+    batch = checks.instance(state, LangevinState, "state").x.shape[0]
     if bool(settings.energies) != (state.energy is not None):
         raise ValueError("energies must be those that the state was made with by init")
     t, step_size = _moves.check_time(t, "t", batch), _moves.check_step_size(step_size, batch)

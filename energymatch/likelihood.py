@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from egm import checks, collectives, importance, metrics, random
 from egm.typing import Array, Key
+from energymatch._checks import number
 from energymatch.annealing import (
     Bridge,
     Layout,
@@ -154,6 +155,7 @@ def log_partition(
     problem = Problem(potential, epsilon, prior)
     layout = Layout.of(num_chains, num_groups, axis_name)
     num_moves = checks.positive_int(num_moves, "num_moves")
+    checks.positive_int(num_steps, "num_steps")
     if resample_below is not None and not 0 < checks.finite_float(resample_below, "resample_below") <= 1:
         raise ValueError(f"resample_below must be in (0, 1] or None, got {resample_below}")
     keys = random.example_keys(key, layout.chains, axis_name)
@@ -277,7 +279,7 @@ def log_prob(potential: Potential, x: Array, *, epsilon: float, log_z: float | A
       log_z: from `log_partition` or quadrature. A log Z too low makes every log p too high.
     """
     value = boltzmann_log_density(potential, x, epsilon)
-    return value - jnp.asarray(log_z, value.dtype)
+    return value - number(log_z, "log_z", "finite").astype(value.dtype)
 
 
 def nll(

@@ -117,6 +117,11 @@ def flow_matching_loss(
     Source: Energy Matching (arXiv 2504.10612), L_OT; a mean over elements, to which the published
     lambda_cd is tuned.
     """
+    checks.function(potential, "potential")
+    if gate is not None:
+        checks.function(gate, "gate")
+    if data_values is not None:
+        data_values = checks.vector(data_values, "data_values")
     x_0, x_1 = checks.float_array(x_0, "x_0", min_ndim=2), checks.float_array(x_1, "x_1", min_ndim=2)
     if x_0.shape != x_1.shape:
         raise ValueError(f"x_1 must have the shape of x_0, {x_0.shape}, got {x_1.shape}")
@@ -202,8 +207,9 @@ def contrastive_divergence_loss(
         raise ValueError(f"trim must lie in [0, 1), got {trim}")
     if log_weights is None:
         log_weights = jnp.zeros_like(negative_values)
-    elif jnp.shape(log_weights) != negative_values.shape:
-        raise ValueError(f"log_weights must have shape {negative_values.shape}, got {jnp.shape(log_weights)}")
+    log_weights = checks.float_array(log_weights, "log_weights")
+    if log_weights.shape != negative_values.shape:
+        raise ValueError(f"log_weights must have shape {negative_values.shape}, got {log_weights.shape}")
     keep = _reductions.lowest(jax.lax.stop_gradient(negative_values), trim, axis_name)
     log_weights = jnp.where(keep, jax.lax.stop_gradient(log_weights), -jnp.inf)
     data, data_ess = _reductions.weighted_means(data_values, jnp.zeros_like(data_values), axis_name)
@@ -267,6 +273,8 @@ def energy_matching_loss(
 
     Source: Energy Matching (arXiv 2504.10612), phase 2.
     """
+    checks.function(potential, "potential")
+    checks.instance(batch, Batch, "batch")
     data = batch.x_1 if batch.data is None else batch.data
     data = checks.float_array(data, "batch.data", min_ndim=2)
     negatives = jax.lax.stop_gradient(checks.float_array(negatives, "negatives", min_ndim=2))

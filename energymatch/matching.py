@@ -52,7 +52,12 @@ class MatchingConfig:
     def __post_init__(self):
         checks.positive_float(self.epsilon_max, "epsilon_max")
         checks.positive_float(self.lambda_cd, "lambda_cd", allow_zero=True)
-        checks.positive_float(self.sigma, "sigma", allow_zero=True)
+        for name in ("sigma", "energy_l2"):
+            checks.positive_float(getattr(self, name), name, allow_zero=True)
+        if not 0 <= checks.finite_float(self.trim, "trim") < 1:
+            raise ValueError(f"trim must lie in [0, 1), got {self.trim}")
+        if self.floor is not None:
+            checks.positive_float(self.floor, "floor", allow_zero=True)
         if self.gate is not None and not callable(self.gate):
             raise TypeError(f"gate must be callable or None, got {self.gate!r}")
         if not all(callable(getattr(self.negatives, name, None)) for name in ("init", "draw")):
@@ -117,11 +122,6 @@ class MatchingState(NamedTuple):
     chains: Any
 
 
-def make_warm_up(
-    potential: Potential,
-    optimizer: optax.GradientTransformation,
-    *,
-    sigma: float = 0.0,
 def state_spec(config: MatchingConfig | None = None, axis: str = training.DATA) -> MatchingState:
     """How phase 2 lies on a mesh: chains split along `axis`, the rest the same on all devices.
 
@@ -136,6 +136,11 @@ def state_spec(config: MatchingConfig | None = None, axis: str = training.DATA) 
     return MatchingState(P(), config.negatives.spec(axis))
 
 
+def make_warm_up(
+    potential: Potential,
+    optimizer: optax.GradientTransformation,
+    *,
+    sigma: float = 0.0,
     ema_decay: float = 0.995,
     axis_name: str | None = None,
 ) -> tuple[Callable[[PyTree], training.TrainState], Step]:
@@ -152,7 +157,8 @@ def state_spec(config: MatchingConfig | None = None, axis: str = training.DATA) 
       `init(params) -> TrainState` and `step(key, state, batch) -> (state, metrics)`, which reads batch.x_0
       and batch.x_1; metrics are flow_loss and those of the train step and of `flow_matching_loss`.
     """
-    _check_potential(potential)
+    _check_parts(potential, optimizer)
+    sigma = checks.positive_float(sigma, "sigma", allow_zero=True)
 
     def loss_fn(params, target_params, key, batch):
         del target_params
@@ -193,7 +199,7 @@ def make_matching(
     Raises:
       TypeError: `potential` is not callable, `config` is no MatchingConfig.
     """
-    _check_potential(potential)
+    _check_parts(potential, optimizer)
     config = MatchingConfig() if config is None else config
     if not isinstance(config, MatchingConfig):
         raise TypeError(f"config must be a MatchingConfig, got {config!r}")
@@ -242,6 +248,8 @@ def make_matching(
     return init, step
 
 
-def _check_potential(potential: Any) -> None:
+def _check_parts(potential: Any, optimizer: Any) -> None:
     if not callable(potential):
         raise TypeError(f"potential must be callable, got {potential!r}")
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r:.80}")

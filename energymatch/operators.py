@@ -34,7 +34,7 @@ def inpainting(mask: Array) -> Operator:
     Raises:
       TypeError: `mask` is not boolean. ValueError (from the operator): x has another event shape.
     """
-    mask = jnp.asarray(mask)
+    mask = checks.as_array(mask, "mask", "a boolean array")
     if mask.dtype != bool:
         raise TypeError(f"mask must be boolean, got dtype {mask.dtype}")
 

@@ -94,9 +94,10 @@ def gaussian_measurement(operator: Operator, y: Array, scale: float | Array) -> 
     known = checks.concrete(y)
     if known is not None and not np.all(np.isfinite(known)):
         raise ValueError(f"y must be finite, got {known[~np.isfinite(known)].ravel()[0]}")
-    if jnp.ndim(scale) > 1:
-        raise ValueError(f"scale must be a scalar or have shape [B], got shape {jnp.shape(scale)}")
-    number(scale, "scale", "finite and positive", jnp.shape(scale))
+    shape = checks.as_array(scale, "scale").shape
+    if len(shape) > 1:
+        raise ValueError(f"scale must be a scalar or have shape [B], got shape {shape}")
+    number(scale, "scale", "finite and positive", shape)
 
     def squares(prediction: Array, y: Array) -> Array:
         prediction = checks.float_array(prediction, "operator(x)", min_ndim=1)
@@ -156,7 +157,8 @@ class PosteriorSamples(NamedTuple):
       num_nonfinite: int32, proposals of the last moves that were not finite (rejected).
       partition: the annealed run: `log_z` of exp(-V/epsilon - sum_j U_j) with its error, the ESS, and
         the weighted samples (x, log_weights) from which `x` was drawn. log p(y) is this log_z less that
-        of exp(-V/epsilon), less the normaliser of the likelihood where U leaves it out.
+        of exp(-V/epsilon), less the normaliser of the likelihood where U leaves it out. Its ESS counts
+        from the last resampling on: chains that share an ancestor look independent in it.
     """
 
     x: Array

@@ -100,4 +100,5 @@ def boltzmann_energy(potential: Potential, epsilon: float | Array, *, event_ndim
 
 
 def _evaluate(potential: Potential, x: Array) -> Array:
+    checks.function(potential, "potential")
     return checks.model_output(potential(x), "potential", x.shape[:1])

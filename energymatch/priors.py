@@ -129,6 +129,8 @@ def fit_gaussian(
         positive.
     """
     x = checks.float_array(x, "x", min_ndim=1)
+    if full is not None:
+        checks.flag(full, "full")
     widen = checks.positive_float(widen, "widen")
     floor = checks.positive_float(floor, "floor")
     count = x.shape[0] * collectives.axis_size(axis_name)

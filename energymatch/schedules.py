@@ -77,8 +77,8 @@ def _tau_star(tau_star: Any) -> float:
 
 def _time(t: Any) -> Array:
     """`t` as a float array; known values below 0 raise, those of a plain number under jit as well."""
-    known = checks.concrete(t if isinstance(t, numbers.Real) else jnp.asarray(t))
-    t = jnp.asarray(t)
+    array = checks.as_array(t, "t", "a time or an array of times")
+    known, t = checks.concrete(t if isinstance(t, numbers.Real) else array), array
     if jnp.issubdtype(t.dtype, jnp.integer):
         t = t.astype(float)
     t = checks.float_array(t, "t")

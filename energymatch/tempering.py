@@ -138,7 +138,7 @@ def step(
     num_steps = checks.positive_int(num_steps, "num_steps")
     num_swaps = checks.positive_int(num_swaps, "num_swaps", 0)
     temperatures = _temperatures(temperatures)
-    num_rungs, batch = state.x.shape[:2]
+    num_rungs, batch = checks.instance(state, TemperingState, "state").x.shape[:2]
     if temperatures.size != num_rungs:
         raise ValueError(f"temperatures must have shape ({num_rungs},), got {temperatures.shape}")
     temperatures = temperatures.astype(state.x.dtype)

@@ -23,7 +23,7 @@ def mixed(state: Any, dim: int, sites: int) -> tuple[Array, Array]:
     """(x [..., D], h [..., L] in x's dtype) of {"x", "h"}; raises unless it is such a state."""
     x, h = _parts(state, dim)
     dtype = getattr(h, "dtype", None)
-    h = jnp.asarray(h)
+    h = checks.as_array(h, 'state["h"]', "an array of integers")
     if not jnp.issubdtype(h.dtype, jnp.integer):
         raise TypeError(f'state["h"] must hold integer tokens, got dtype {dtype or h.dtype}')
     _same_batch(x, h, 'state["h"]', (sites,))
@@ -47,9 +47,7 @@ def constant(value: np.ndarray, like: Array, event_ndim: int = 1) -> Array:
 
 def sample_size(key: Key, n: int) -> int:
     """`n`; raises unless `key` is one typed key and `n` a positive int."""
-    checks.key_array(key)
-    if key.shape != ():
-        raise ValueError(f"key must be one key, got shape {key.shape}")
+    checks.one_key(key)
     return checks.positive_int(n, "n")
 
 

@@ -29,7 +29,10 @@ class WithConditionals:
     part: str | None = None
 
     def __post_init__(self):
+        checks.function(self.energy, "energy")
         checks.positive_int(self.vocab_size, "vocab_size", minimum=2)
+        if self.part is not None and not isinstance(self.part, str):
+            raise TypeError(f"part must be None or the name of a part, got {self.part!r:.80}")
 
     def __call__(self, x: State) -> Array:
         """E(x) itself, [...]."""
@@ -53,9 +56,10 @@ class WithConditionals:
                 raise TypeError(f"x must be a dict with a part {self.part!r}, got {type(x).__name__}")
             if self.part not in x:
                 raise ValueError(f"x must have a part {self.part!r}, got {sorted(x, key=str)}")
-            tokens = jnp.asarray(x[self.part])
-            if not jnp.issubdtype(tokens.dtype, jnp.integer):
-                raise TypeError(f"{name} must hold integer tokens, got dtype {tokens.dtype}")
+            tokens = x[self.part]
+        tokens = checks.as_array(tokens, name, "an array of integers")
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise TypeError(f"{name} must hold integer tokens, got dtype {tokens.dtype}")
         if tokens.ndim != 2:
             raise ValueError(f"{name} must have shape [N, L], got {tokens.shape}")
         n, sites = tokens.shape

@@ -123,7 +123,10 @@ class GaussianMixture:
 
     @staticmethod
     def _per_state(value, name, x):
-        value = jnp.asarray(value, x.dtype)
+        value = checks.as_array(value, name)
+        if not jnp.issubdtype(value.dtype, jnp.number) or jnp.issubdtype(value.dtype, jnp.complexfloating):
+            raise TypeError(f"{name} must be a real number or array, got dtype {value.dtype}")
+        value = value.astype(x.dtype)
         if value.shape not in ((), x.shape[:-1]):
             raise ValueError(f"{name} must be a scalar or have shape {x.shape[:-1]}, got {value.shape}")
         return jnp.broadcast_to(value, x.shape[:-1])

@@ -271,7 +271,7 @@ class Ising:
     def _spins(self, x: Any) -> Array:
         """[..., side, side] int8 spins; a mask token becomes 3."""
         dtype = getattr(x, "dtype", None)
-        x = jnp.asarray(x)
+        x = checks.as_array(x, "x", "an array of integers")
         if not jnp.issubdtype(x.dtype, jnp.integer):
             raise TypeError(f"x must hold integer tokens, got dtype {dtype or x.dtype}")
         if x.ndim < 1:

@@ -55,13 +55,13 @@ class Features:
 
     def __post_init__(self):
         if not isinstance(self.path, GaussianPath):
-            raise TypeError(f"the path must be a Gaussian path, got {self.path!r}")
-        checks.positive_float(self.length_scale, "length_scale")
+            raise TypeError(f"path or gaussian_path: the path must be a Gaussian path, got {self.path!r:.80}")
         checks.positive_float(self.data_scale, "data_scale")
+        checks.positive_float(self.length_scale, "length_scale")
         if self.num_frequencies is not None:
             checks.positive_int(self.num_frequencies, "num_frequencies", minimum=0)
-        if np.ndim(self.center):  # an array is no hashable field
-            object.__setattr__(self, "center", tuple(float(c) for c in self.center))
+        # An array is no hashable field.
+        object.__setattr__(self, "center", checks.center(self.center, "center"))
 
     @property
     def frequencies(self) -> tuple[float, ...]:
@@ -183,6 +183,16 @@ class ResidualMLP(nn.Module):
         for _ in range(self.depth - 1):
             h = h + nn.Dense(self.width)(nn.silu(modulated(h, time)))
         return nn.silu(modulated(h, time))
+
+
+def check_fields(module: nn.Module, *, sizes: tuple[str, ...], flags: tuple[str, ...] = ()) -> None:
+    """Raises unless the named fields are positive ints (`vocab_size` at least 2) and booleans."""
+    for name in sizes:
+        checks.positive_int(getattr(module, name), name, 2 if name == "vocab_size" else 1)
+    for name in flags:
+        checks.flag(getattr(module, name), name)
+    if getattr(module, "skip", None) is not None:
+        checks.function(module.skip, "skip")
 
 
 def one_hot_tokens(h: Any, name: str, batch: int, vocab_size: int, dtype: Any) -> Array:

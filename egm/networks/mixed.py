@@ -11,14 +11,21 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from egm import checks
-from egm.networks._features import Features, ResidualMLP, mixed_state, one_hot_tokens, small_init
+from egm.networks._features import (
+    Features,
+    ResidualMLP,
+    check_fields,
+    mixed_state,
+    one_hot_tokens,
+    small_init,
+)
 from egm.networks.particles import Messages, message_fields, raw_outputs, rowwise, summed
 from egm.paths._gaussian_base import GaussianPath
 from egm.typing import Array
 
 Mixed = dict[str, Array]
 Skip = Callable[[Mixed, Array], Array]
+_SIZES = ("num_particles", "spatial_dim", "width", "depth", "edge_width")
 
 
 class MLPMixed(nn.Module):
@@ -51,6 +58,7 @@ class MLPMixed(nn.Module):
 
     @nn.compact
     def __call__(self, state: Mixed, t: Array) -> Mixed:
+        check_fields(self, sizes=("vocab_size", "width", "depth", "num_outputs"), flags=("flip",))
         if self.flip:
             state, t = self._both(state, t)
         hidden, dim, sites = _hidden(self, state, t)
@@ -94,6 +102,7 @@ class MLPMixedLogMarginal(nn.Module):
 
     @nn.compact
     def __call__(self, state: Mixed, t: Array) -> Array:
+        check_fields(self, sizes=("vocab_size", "width", "depth"))
         hidden, _, _ = _hidden(self, state, t)
         out = nn.Dense(1, kernel_init=small_init)(hidden)[:, 0]
         return out if self.skip is None else out + self.skip(state, t)
@@ -131,7 +140,7 @@ class EGNNMixed(nn.Module):
     @nn.compact
     def __call__(self, state: Mixed, t: Array) -> Mixed:
         x, h = mixed_state(state)
-        checks.positive_int(self.vocab_size, "vocab_size")
+        check_fields(self, sizes=("vocab_size", "num_outputs", *_SIZES))
         nodes, vectors = Messages(*message_fields(self), self.vocab_size)(x, t, h)
         logits = rowwise(nn.silu(nodes), self.vocab_size, kernel_init=small_init)
         return {"x": raw_outputs(nodes, vectors, self.num_outputs), "h": logits}
@@ -154,7 +163,7 @@ class EGNNMixedLogMarginal(nn.Module):
     @nn.compact
     def __call__(self, state: Mixed, t: Array) -> Array:
         x, h = mixed_state(state)
-        checks.positive_int(self.vocab_size, "vocab_size")
+        check_fields(self, sizes=("vocab_size", *_SIZES))
         nodes, _ = Messages(*message_fields(self), self.vocab_size, vectors=False)(x, t, h)
         out = summed(nodes)
         return out if self.skip is None else out + self.skip(state, t)
@@ -162,7 +171,6 @@ class EGNNMixedLogMarginal(nn.Module):
 
 def _hidden(module, state, t):
     x, h = mixed_state(state)
-    checks.positive_int(module.vocab_size, "vocab_size")
     features = Features(
         module.gaussian_path, module.length_scale, module.data_scale, module.center, module.num_frequencies
     )

@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks
-from egm.networks._features import Features, modulated, one_hot_tokens, small_init
+from egm.networks._features import Features, check_fields, modulated, one_hot_tokens, small_init
 from egm.paths._gaussian_base import GaussianPath
 from egm.typing import Array
 
 Skip = Callable[[Array, Array], Array]
+_SIZES = ("num_particles", "spatial_dim", "width", "depth", "edge_width")
 
 
 class EGNN(nn.Module):
@@ -57,6 +58,7 @@ class EGNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, types: Array | None = None) -> Array:
+        check_fields(self, sizes=(*_SIZES, "num_outputs"))
         nodes, vectors = Messages(*message_fields(self), self.num_types)(x, t, types)
         return raw_outputs(nodes, vectors, self.num_outputs)
 
@@ -80,6 +82,7 @@ class EGNNLogMarginal(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array, types: Array | None = None) -> Array:
+        check_fields(self, sizes=_SIZES)
         nodes, _ = Messages(*message_fields(self), self.num_types, vectors=False)(x, t, types)
         out = summed(nodes)
         return out if self.skip is None else out + self.skip(x, t)

@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from egm import checks
+from egm.networks._features import check_fields
 from egm.typing import Array
 
 Skip = Callable[[Array], Array]
+_SIZES = ("side", "channels", "depth", "expansion")
 
 
 class MLPDenoiser(nn.Module):
@@ -39,6 +42,7 @@ class MLPDenoiser(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:
+        x = _checked(self, x, ("width", "depth"))
         sites = x.shape[-1]
         trunk = _MLP(self.width, self.depth, sites * self.vocab_size)
 
@@ -62,6 +66,7 @@ class MLPLogMarginal(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:
+        x = _checked(self, x, ("width", "depth"))
         trunk = _MLP(self.width, self.depth, 1)
         out = trunk(_one_hot(x, self.vocab_size))[:, 0]
         if self.flip:
@@ -93,6 +98,7 @@ class TorusDenoiser(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:
+        x = _checked(self, x, _SIZES)
         h, _ = _TorusTrunk(*_trunk_fields(self), name="trunk")(x)
         if self.flip:
             half = _Pointwise(1, use_bias=False, scale=0.05)(h)[0]
@@ -115,6 +121,7 @@ class TorusLogMarginal(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:
+        x = _checked(self, x, _SIZES)
         h, context = _TorusTrunk(*_trunk_fields(self), name="trunk")(x)
         even = jnp.concatenate([jnp.abs(h) if self.flip else h, context], axis=0)
         even = nn.silu(_Pointwise(self.channels)(even))
@@ -139,7 +146,9 @@ class _TorusTrunk(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> tuple[Array, Array]:
         if x.shape[-1] != self.side**2:
-            raise ValueError(f"x has trailing size {x.shape[-1]}, this network has {self.side**2} sites")
+            raise ValueError(
+                f"x has trailing size {x.shape[-1]}, this network of side = {self.side} has {self.side**2}"
+            )
         visible = (x != self.vocab_size).astype(float)
         if self.flip:
             _require_two(self.vocab_size)
@@ -222,6 +231,12 @@ def _rms_norm(h: Array) -> Array:
     # The mean over channels as a product: XLA's CPU sums over a leading axis are many times slower.
     mean = jnp.einsum("c,cnl->nl", jnp.full(h.shape[0], 1.0 / h.shape[0]), h**2)
     return h * jax.lax.rsqrt(mean + 1e-3)[None]
+
+
+def _checked(module: nn.Module, x: Array, sizes: tuple[str, ...]) -> Array:
+    """x [N, L], checked with the fields of the module."""
+    check_fields(module, sizes=("vocab_size", *sizes), flags=("flip",))
+    return checks.integer_array(x, "x", 2)
 
 
 def _trunk_fields(module: nn.Module) -> tuple:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks
-from egm.networks._features import Features, ResidualMLP, small_init
+from egm.networks._features import Features, ResidualMLP, check_fields, small_init
 from egm.paths._gaussian_base import GaussianPath
 from egm.typing import Array, Energy, ModelFn
 
@@ -50,6 +50,7 @@ class MLPVector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array) -> Array:
+        check_fields(self, sizes=("width", "depth", "num_outputs"))
         x, _, hidden = _hidden(self, x, t)
         out = nn.Dense(x.shape[-1] * self.num_outputs, kernel_init=small_init)(hidden)
         return out.reshape(*x.shape, self.num_outputs)
@@ -69,6 +70,7 @@ class MLPVectorLogMarginal(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, t: Array) -> Array:
+        check_fields(self, sizes=("width", "depth"))
         x, t, hidden = _hidden(self, x, t)
         out = nn.Dense(1, kernel_init=small_init)(hidden)[:, 0]
         return out if self.skip is None else out + self.skip(x, t)
@@ -139,6 +141,7 @@ def energy_log_marginal(
     Raises:
       TypeError, ValueError: as for `gaussian_log_marginal`, or `max_energy` or s is not positive.
     """
+    checks.function(energy, "energy")
     features = Features(path, length_scale, data_scale, center)
     gaussian = _GaussianLogMarginal(features, checks.finite_float(offset, "offset"))
     return _EnergyLogMarginal(energy, gaussian, checks.positive_float(max_energy, "max_energy"))

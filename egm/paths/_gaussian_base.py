@@ -89,7 +89,7 @@ class GaussianPath(abc.ABC):
 
     def standard_normal(self, key: Key, shape: tuple[int, ...], dtype: Any = float) -> Array:
         """Standard normal noise on the path's space, of the given full shape."""
-        return self.project(jax.random.normal(_one_key(key), shape, dtype))
+        return self.project(jax.random.normal(checks.one_key(key), shape, dtype))
 
     def normal_log_density(self, x: Array, mean: Array, variance: Array) -> Array:
         """[...] log N(x; mean, variance I) on the path's space; x [..., D], variance [...]."""
@@ -147,6 +147,8 @@ class GaussianPath(abc.ABC):
         From N(0, prior_variance I), or, with the data's moments, from the normal distribution that
         has the mean and variances of the marginal at `t_min`.
         """
+        if not isinstance(shape, tuple | list):
+            raise TypeError(f"shape must be a tuple of ints, got {shape!r:.80}")
         shape = tuple(checks.positive_int(n, "every size in shape", minimum=0) for n in shape)
         if not shape:
             raise ValueError("shape must have at least 1 axis, the state's, got ()")
@@ -301,6 +303,8 @@ class GaussianPath(abc.ABC):
         size = math.prod(batch)
         flat_t = t_checked.reshape(size)
 
+        checks.function(log_density, "log_density")
+
         def total(x):
             out = log_density(x, flat_t)
             return jnp.sum(checks.model_output(out, "log_density", (size,)))
@@ -382,13 +386,6 @@ def _wide(t, r, x):
 def _lead(x, ndim):
     """`x` with axes of size 1 in front, up to `ndim`: ranks are never promoted silently."""
     return x.reshape((1,) * (ndim - x.ndim) + x.shape)
-
-
-def _one_key(key):
-    checks.key_array(key)
-    if key.shape != ():
-        raise ValueError(f"key must be one key, got an array of keys of shape {key.shape}")
-    return key
 
 
 def _ordered(t, r):

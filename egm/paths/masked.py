@@ -98,6 +98,9 @@ class MaskedPath:
     def sample_prior(self, key: Key, shape: tuple[int, ...], moments: None = None) -> Array:
         """All sites masked, int32 of the given shape; the key and moments are not needed."""
         del key, moments
+        if not isinstance(shape, tuple | list):
+            raise TypeError(f"shape must be a tuple of ints, got {shape!r:.80}")
+        shape = tuple(checks.positive_int(n, "every size in shape", minimum=0) for n in shape)
         return jnp.full(shape, self.vocab_size, jnp.int32)
 
     def prior_log_density(self, x_0: Array, moments: None = None) -> Array:
@@ -117,12 +120,15 @@ class MaskedPath:
 
     def sample(self, key: Key, x_1: Array, t: Array) -> Array:
         """x_t ~ p_{t|1}(. | x_1): every site is hidden with probability 1 - kappa_t."""
-        return self.noise(key, x_1, 1.0, t)
+        return self._noise(key, x_1, 1.0, t, "x_1")
 
     def noise(self, key: Key, x_r: Array, r: Array, t: Array) -> Array:
         """x_t ~ p_{t|r}(. | x_r): a visible site stays with probability kappa_t / kappa_r."""
-        checks.key_array(key)
-        batch = self.batch_shape(x_r, "x_r")
+        return self._noise(key, x_r, r, t, "x_r")
+
+    def _noise(self, key: Key, x_r: Array, r: Array, t: Array, name: str) -> Array:
+        checks.one_key(key)
+        batch = self.batch_shape(x_r, name)
         given = t, r
         t, r = checks.time(t, "t", batch), checks.time(r, "r", batch)
         checks.time_order(*given)
@@ -147,7 +153,7 @@ class MaskedPath:
         Visible sites stay; a masked one stays masked with probability 1/(1 + V(1 - kappa_t/kappa_r))
         (0 at r = 1), else shows a uniform token.
         """
-        checks.key_array(key)
+        checks.one_key(key)
         checks.positive_int(num_samples, "num_samples")
         to_data = _is_one(r)
         t, r = self._pair(x_t, t, r)
@@ -199,6 +205,7 @@ class MaskedPath:
         """
         batch = self.batch_shape(x_t, "x_t")
         t = checks.time(t, "t", batch)
+        checks.function(log_density, "log_density")
         sites, vocab = x_t.shape[-1], self.vocab_size
         flat = x_t.reshape(-1, sites)
         n = flat.shape[0]

@@ -187,6 +187,7 @@ class ProductPath:
           ValueError: a part asks for phi at a number of points that is no multiple of N.
         """
         batch = self.batch_shape(x_t, "x_t")
+        checks.function(log_density, "log_density")
         t, size = checks.time(t, "t", batch).reshape(-1), math.prod(batch)
 
         def flatten(leaf):
@@ -245,9 +246,7 @@ class ProductPath:
         return self._all(None) if moments is None else self._parts(moments, "moments")
 
     def _keys(self, key):
-        checks.key_array(key)
-        if key.shape != ():
-            raise ValueError(f"key must be one key, got an array of keys of shape {key.shape}")
+        checks.one_key(key)
         return list(jax.random.split(key, len(self._leaves)))
 
     def _names(self, name):

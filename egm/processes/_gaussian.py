@@ -52,9 +52,11 @@ def model(path: GaussianPath, generator: ModelFn, x: Array, t: Array) -> Gaussia
     Raises:
       TypeError, ValueError: the generator returned neither an array nor a `Gaussian`, or a wrong shape.
     """
-    out = generator(x, t)
+    out = checks.function(generator, "generator")(x, t)
     if not isinstance(out, Gaussian):
         out = Gaussian(out)
+    if out.velocity is None:
+        raise TypeError(f"generator must return an array of shape {x.shape} or a Gaussian, got None")
 
     def part(name, field, project):
         if field is None:

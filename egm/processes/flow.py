@@ -42,7 +42,7 @@ class FlowProcess:
 
     def __post_init__(self):
         _gaussian.check_path(self.path)
-        if self.method not in _METHODS:
+        if not isinstance(self.method, str) or self.method not in _METHODS:
             raise ValueError(f"method must be one of {sorted(_METHODS)}, got {self.method!r}")
         checks.positive_int(self.max_dimension, "max_dimension")
 

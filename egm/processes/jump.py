@@ -29,6 +29,9 @@ class JumpProcess:
 
     path: MaskedPath
 
+    def __post_init__(self):
+        _check_path(self.path)
+
     def times(self, num_steps: int) -> Array:
         """[num_steps + 1] times from 0 to 1, from the path."""
         return self.path.times(num_steps)
@@ -46,7 +49,7 @@ class JumpProcess:
         Returns:
           (x_r [N, L], log_ratio [N] = log p_{t|r}(x_t | x_r) - log forward(x_r | x_t)).
         """
-        t, r, keys = _prepare(self.path, key, x_t, t, r)
+        t, r, keys = _prepare(self.path, key, x_t, t, r, "x_t")
         p = denoiser_probabilities(self.path, generator, x_t, t)
         reveal = self._reveal_probability(t, r)
 
@@ -62,12 +65,12 @@ class JumpProcess:
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, L] ~ p_{t|r}(. | x_r); the generator is not needed."""
         del generator
-        t, r, keys = _prepare(self.path, key, x_r, t, r)
+        t, r, keys = _prepare(self.path, key, x_r, t, r, "x_r")
         return random.per_example(self.path.noise, keys, x_r, r, t)
 
     def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """[N] log backward - log forward of a given pair, as in `step`."""
-        t, r = checks.time_pair(t, r, self.path.batch_shape(x_t, "x_t"))
+        t, r = _check_pair(self.path, x_t, x_r, t, r)
         return self._ratio(x_t, x_r, denoiser_probabilities(self.path, generator, x_t, t), t, r)
 
     def _reveal_probability(self, t: Array, r: Array) -> Array:
@@ -98,6 +101,9 @@ class AnyOrderProcess:
 
     path: MaskedPath
 
+    def __post_init__(self):
+        _check_path(self.path)
+
     def times(self, num_steps: int) -> Array:
         """[num_steps + 1] times; `num_steps` must be the number of sites L for a whole trajectory."""
         return self.path.times(num_steps)
@@ -107,7 +113,7 @@ class AnyOrderProcess:
 
         A state without masks stays as it is, with log_ratio 0.
         """
-        t, r, keys = _prepare(self.path, key, x_t, t, r)
+        t, r, keys = _prepare(self.path, key, x_t, t, r, "x_t")
         hidden = self.path.masked(x_t)
         k_site, k_token = random.split(keys)
         site = random.per_example(_choose, k_site, hidden)
@@ -121,7 +127,7 @@ class AnyOrderProcess:
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, L]: hide one uniformly chosen visible site; the generator is not needed."""
         del generator
-        t, r, keys = _prepare(self.path, key, x_r, t, r)
+        t, r, keys = _prepare(self.path, key, x_r, t, r, "x_r")
         visible = ~self.path.masked(x_r)
         site = random.per_example(_choose, keys, visible)
         here = (jnp.arange(x_r.shape[-1])[None] == site[:, None]) & visible
@@ -132,7 +138,7 @@ class AnyOrderProcess:
 
         0 where x_t = x_r (a state without masks stays), -inf where no other step joins them.
         """
-        t, r = checks.time_pair(t, r, self.path.batch_shape(x_t, "x_t"))
+        t, r = _check_pair(self.path, x_t, x_r, t, r)
         changed = x_t != x_r
         count = jnp.sum(changed, axis=-1)
         site = jnp.argmax(changed, axis=-1)
@@ -152,13 +158,32 @@ class AnyOrderProcess:
 
 def denoiser_probabilities(path: MaskedPath, generator: ModelFn, x: Array, t: Array) -> Array:
     """`generator(x, t)`, checked to be [N, L, V]."""
-    return checks.model_output(generator(x, t), "generator", (*x.shape, path.vocab_size))
+    out = checks.function(generator, "generator")(x, t)
+    return checks.model_output(out, "generator", (*x.shape, path.vocab_size))
 
 
-def _prepare(path: MaskedPath, key: Key, x: Array, t: Array, r: Array) -> tuple[Array, Array, Array]:
-    batch = path.batch_shape(x, "x")
+def _check_path(path: MaskedPath) -> None:
+    if not isinstance(path, MaskedPath):
+        raise TypeError(f"path must be a MaskedPath, got {path!r:.80}")
+
+
+def _check_pair(path: MaskedPath, x_t: Array, x_r: Array, t: Array, r: Array) -> tuple[Array, Array]:
+    """(t [N], r [N]), checked with the states."""
+    batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
-        raise ValueError(f"x must have shape [N, L], got {x.shape}")
+        raise ValueError(f"x_t must have shape [N, L], got {x_t.shape}")
+    path.batch_shape(x_r, "x_r")
+    if x_r.shape != x_t.shape:
+        raise ValueError(f"x_r must have the shape of x_t, {x_t.shape}, got {x_r.shape}")
+    return checks.time_pair(t, r, batch)
+
+
+def _prepare(
+    path: MaskedPath, key: Key, x: Array, t: Array, r: Array, name: str
+) -> tuple[Array, Array, Array]:
+    batch = path.batch_shape(x, name)
+    if len(batch) != 1:
+        raise ValueError(f"{name} must have shape [N, L], got {x.shape}")
     return *checks.time_pair(t, r, batch), random.example_keys(key, batch[0])
 
 

@@ -85,6 +85,7 @@ class ProductProcess:
           ValueError: the state or what the generator returns has another structure or shape.
         """
         t, r, size = self._times(x_t, t, r, "x_t")
+        checks.function(generator, "generator")
         keys = random.split(random.example_keys(key, size), len(self._leaves))
         state, total = self._parts(x_t, "x_t"), 0.0
         for i in self._order:
@@ -107,6 +108,7 @@ class ProductProcess:
         """[N] log backward - log forward of a given pair, the sum over the parts."""
         self.path.batch_shape(x_r, "x_r")
         t, r, _ = self._times(x_t, t, r, "x_t")
+        checks.function(generator, "generator")
         state, after, total = self._parts(x_t, "x_t"), self._parts(x_r, "x_r"), 0.0
         for i in self._order:
             seen = self._seen_by(i, state, generator, r)

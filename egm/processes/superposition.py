@@ -39,6 +39,8 @@ class SuperpositionProcess:
     weights: tuple[float, ...] | Callable[[Array], tuple[Any, ...]]
 
     def __post_init__(self):
+        if not isinstance(self.processes, tuple | list):
+            raise TypeError(f"processes must be a tuple of processes, got {self.processes!r:.80}")
         processes = tuple(self.processes)
         if not processes:
             raise ValueError("processes must hold at least one process, got none")
@@ -53,7 +55,9 @@ class SuperpositionProcess:
                 )
         object.__setattr__(self, "processes", processes)
         if not callable(self.weights):
-            weights = tuple(checks.finite_float(w, "every weight") for w in self.weights)
+            if not isinstance(self.weights, tuple | list):
+                raise TypeError(f"weights must be a tuple of numbers or a function, got {self.weights!r:.80}")
+            weights = tuple(checks.finite_float(w, "every number in weights") for w in self.weights)
             self._check(weights)
             object.__setattr__(self, "weights", weights)
 

@@ -59,6 +59,7 @@ class ConvPotential(nn.Module):
             checks.positive_int(getattr(self, name), name)
         checks.positive_int(self.depth, "depth", minimum=0)
         checks.positive_float(self.output_scale, "output_scale")
+        checks.function(self.activation, "activation")
         shape = jnp.shape(x)
         if len(shape) != 4 or any(side % 2**self.num_stages or not side for side in shape[1:3]):
             raise ValueError(

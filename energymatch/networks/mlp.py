@@ -55,6 +55,7 @@ class MLPPotential(nn.Module):
     def __call__(self, x: Array) -> Array:
         checks.positive_int(self.width, "width")
         checks.positive_int(self.depth, "depth")
+        checks.function(self.activation, "activation")
         checks.positive_float(self.output_scale, "output_scale")
         offset, hidden = flattened(x, self.center, self.scale)
         if self.features is not None:
@@ -66,7 +67,7 @@ class MLPPotential(nn.Module):
 
 
 def _featured(features, z):
-    out = jax.eval_shape(features, z)
+    out = jax.eval_shape(checks.function(features, "features"), z)
     if out.ndim != 2 or out.shape[0] != z.shape[0]:
         raise ValueError(f"features must return shape [{z.shape[0]}, F], got {out.shape}")
     return features(z)

@@ -178,7 +178,7 @@ class UNetViTPotential(nn.Module):
             "patch_size",
         ):
             checks.positive_int(getattr(self, name), name)
-        if self.dtype is not None and not jnp.issubdtype(self.dtype, jnp.floating):
+        if self.dtype is not None and not _is_floating(self.dtype):
             raise TypeError(f"dtype must be floating point or None, got {self.dtype!r}")
         if not isinstance(self.remat, bool):
             raise TypeError(f"remat must be True or False, got {self.remat!r}")
@@ -214,3 +214,10 @@ class UNetViTPotential(nn.Module):
                 f"x must have shape [B, H, W, C] with H and W divisible by {factor}, got {x.shape}"
             )
         return x
+
+
+def _is_floating(dtype):
+    try:
+        return jnp.issubdtype(dtype, jnp.floating)
+    except TypeError:
+        return False
