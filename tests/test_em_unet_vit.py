@@ -211,6 +211,21 @@ def test_dropout_of_the_network():
     assert abs(came[0] - came[2]) > 1e-3
 
 
+def test_rematerialisation_keeps_little_for_a_gradient_of_a_gradient():
+    """Numbers kept for it, beside the parameters: an eighth; half of them with one checkpoint a block."""
+    x = jnp.zeros((8, 8, 8, 3))
+
+    def kept(network):
+        params = jax.eval_shape(network.init, KEY, x)
+        loss = lambda p: jnp.sum(jax.grad(lambda x: jnp.sum(network.apply(p, x)))(x) ** 2)
+        pull = jax.eval_shape(lambda p: jax.vjp(loss, p)[1], params)
+        sizes = [sum(a.size for a in jax.tree.leaves(tree)) for tree in (pull, params)]
+        return sizes[0] - sizes[1]
+
+    plain, again = kept(LEVEL), kept(LEVEL.clone(remat=True))
+    assert 0 < again < plain / 5, (again, plain)
+
+
 @pytest.mark.slow
 def test_eight_devices_and_rematerialisation_change_no_number(mesh8, x64):
     """V, with dropout, and the parameters' gradient of mean (grad_x V)^2: 8 devices with, one without."""

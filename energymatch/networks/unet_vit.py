@@ -49,7 +49,9 @@ class UNetViTPotential(nn.Module):
       dropout: rate in residual blocks and encoder layers when a key is given; .1 in the published training.
       dtype: of the computation, e.g. jnp.bfloat16; None for that of x and the parameters. Parameters, V
         and gradients in the parameters stay float32, gradients in x have the dtype of x.
-      remat: whether each block's values are computed again in the backward pass rather than kept.
+      remat: whether each block's values are computed again in the backward passes rather than kept, in
+        those of a gradient of a gradient too. XLA's CPU compiler undoes it unless told to keep barriers:
+        `jax.jit(f, compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"})`.
 
     Raises:
       TypeError, ValueError: an attribute, x or key is of the wrong kind, size or range.
@@ -81,7 +83,8 @@ class UNetViTPotential(nn.Module):
         if rate >= 1:
             raise ValueError(f"dropout must be below 1, got {rate}")
         keys = None if key is None else random.example_keys(key, x.shape[0])
-        wrapped = nn.remat if self.remat else lambda block: block
+        # Twice: a derivative uses one up, and the next would keep all that the backward pass computes.
+        wrapped = (lambda block: nn.remat(nn.remat(block))) if self.remat else lambda block: block
         site = iter(range(10_000))
 
         def fresh():
