@@ -56,16 +56,13 @@ def all_gather(x: Any, axis_name: str | None) -> Any:
 def split(x: Any) -> Any:
     """`x` with each leading axis split along the axis DATA of the context mesh.
 
-    `x` itself where there is no such mesh, where the axis is mapped already (`jax.shard_map`), and each
-    leaf whose leading axis does not divide. Values do not change, only where they are computed.
+    `x` itself outside jit, where there is no such mesh, where the axis is mapped already
+    (`jax.shard_map`), and each leaf whose leading axis does not divide. Values do not change, only where
+    they are computed.
     """
     size = _mesh_size()
-
-    def along(a):
-        fits = a.ndim > 0 and a.shape[0] % size == 0
-        return lax.with_sharding_constraint(a, P(DATA)) if fits else a
-
-    return jax.tree.map(along, x) if size else x
+    fits = lambda a: a.ndim > 0 and a.shape[0] % size == 0
+    return jax.tree.map(lambda a: _constrain(a, P(DATA)) if fits(a) else a, x) if size else x
 
 
 def whole(x: Any) -> Any:
@@ -73,7 +70,7 @@ def whole(x: Any) -> Any:
 
     For what is small and sequential, an assignment problem say, that the compiler would cut in pieces.
     """
-    return jax.tree.map(lambda a: lax.with_sharding_constraint(a, P()), x) if _mesh_size() else x
+    return jax.tree.map(lambda a: _constrain(a, P()), x) if _mesh_size() else x
 
 
 def merge(x: jax.Array) -> jax.Array:
@@ -89,13 +86,17 @@ def unmerge(x: jax.Array, num: int) -> jax.Array:
     return x.reshape(num, -1, *x.shape[1:])
 
 
+def _constrain(x: jax.Array, spec: P) -> jax.Array:
+    return lax.with_sharding_constraint(x, spec) if isinstance(x, jax.core.Tracer) else x
+
+
 def _mesh_size() -> int:
-    """Devices along the axis DATA of the context mesh, where the compiler may lay arrays along it, else 0."""
+    """Devices along the axis DATA of the context mesh, 0 where there is one, or the axis is mapped already."""
     mesh = jax.sharding.get_abstract_mesh()
     if DATA not in mesh.axis_names:
         return 0
     automatic = mesh.axis_types[mesh.axis_names.index(DATA)] == AxisType.Auto
-    return mesh.shape[DATA] if automatic else 0
+    return mesh.shape[DATA] if automatic and mesh.shape[DATA] > 1 else 0
 
 
 def axis_index(axis_name: str | None) -> jax.Array | int:

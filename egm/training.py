@@ -148,7 +148,7 @@ def kernel_spec(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def put(tree: PyTree, mesh: Mesh, spec: Any = WHOLE) -> PyTree:
-    """The tree on the mesh, laid out by `spec`, a prefix tree of PartitionSpecs.
+    """A copy of the tree on the mesh, laid out by `spec`, a prefix tree of PartitionSpecs.
 
     With several processes each holds the same whole values; `from_processes` is for rows of their own.
     """
@@ -158,8 +158,8 @@ def put(tree: PyTree, mesh: Mesh, spec: Any = WHOLE) -> PyTree:
             data = one(jax.random.key_data(x), sharding)
             return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
         if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            return jax.device_put(x, sharding)
-        x = np.asarray(x)
+            return jax.jit(jnp.copy, out_shardings=sharding)(x)
+        x = np.array(x)  # a copy: the result may be donated
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
     return jax.tree.map(one, tree, _shardings(tree, mesh, spec))

@@ -41,7 +41,8 @@ def cosine(learning_rate: float) -> Callable[[IterationState, float], IterationS
     def prepare(state, done):
         rate = learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         hyperparams = state.train.opt_state.hyperparams
-        hyperparams["learning_rate"] = jax.numpy.asarray(rate, hyperparams["learning_rate"].dtype)
+        # On the host, as every process has it.
+        hyperparams["learning_rate"] = np.asarray(rate, hyperparams["learning_rate"].dtype)
         return state
 
     return prepare

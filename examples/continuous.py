@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import cluster
 import jax
 import jax.numpy as jnp
 import loop
@@ -155,7 +156,7 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable, sta
     """Train a sampler of the energy as the flags say, and write its figure and its numbers."""
     k_scales, k_params, k_train, k_report = jax.random.split(jax.random.key(SEED.value), 4)
     path, found = make_path(k_scales, energy, settings)
-    print(
+    loop.say(
         f"from the energy: extent {found.extent:.3g}, radius {found.radius:.3g}, "
         f"length scale {found.length_scale:.3g}, {found.num_minima} descents of 256 ended low"
     )
@@ -198,6 +199,8 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable, sta
         configuration=loop.values(ALGORITHM, NUM_SAMPLES, SEED)
         | {"target": name, "energy": energy, "settings": settings, "iteration": config},
     )
+    if not cluster.is_main():
+        return
     report(
         k_report,
         name,

@@ -10,10 +10,11 @@ START = time.time()
 
 import functools  # noqa: E402
 
+import cluster  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import potentials  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 from digits_report import load_digits, report  # noqa: E402
 
 from energymatch import couplings, losses, matching, negatives, networks  # noqa: E402
@@ -96,6 +97,8 @@ def main(_):
     network, params, history, compile_seconds, train_seconds = learn(
         SEED.value, digits, WARM_UP.value, ITERATIONS.value
     )
+    if not cluster.is_main():
+        return
     report(
         jax.random.split(jax.random.key(SEED.value), 5)[3],
         functools.partial(network.apply, params),
@@ -116,4 +119,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)

@@ -9,7 +9,7 @@ import time
 
 START = time.time()
 
-from absl import app  # noqa: E402
+import cluster  # noqa: E402
 from continuous import Settings, run  # noqa: E402
 
 import egm  # noqa: E402
@@ -27,4 +27,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)

@@ -12,12 +12,13 @@ START = time.time()
 
 import functools  # noqa: E402
 
+import cluster  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import loop  # noqa: E402
 import numpy as np  # noqa: E402
 import potentials  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 from digits_report import load_digits  # noqa: E402
 from intrinsic_dimension_report import report  # noqa: E402
 
@@ -136,13 +137,16 @@ def main(_):
     data = spheres(keys[0], 10_000)
     network = networks.MLPPotential(width=96, depth=3)
     params, sphere_gap = learn(keys[1], network, data[:, 200:], 1.0, 0.02, "spheres")
+    digits = load_digits(SEED.value)
+    convolutional = networks.ConvPotential(width=32)
+    digit_params, digit_gap = learn(
+        keys[2], convolutional, jnp.asarray(digits.train)[None], 0.15, 0.1, "digits"
+    )
+    if not cluster.is_main():
+        return
     held_out = data[:, :200]
     on_spheres = (*dimensions(network, 1.0, params, held_out), spectra(network, 1.0, params, held_out))
-
-    digits = load_digits(SEED.value)
-    network = networks.ConvPotential(width=32)
-    params, digit_gap = learn(keys[2], network, jnp.asarray(digits.train)[None], 0.15, 0.1, "digits")
-    on_digits = dimensions(network, 0.15, params, jnp.asarray(digits.held_out)[None])
+    on_digits = dimensions(convolutional, 0.15, digit_params, jnp.asarray(digits.held_out)[None])
     settings = {
         "seed": SEED.value,
         "warm_up": WARM_UP.value,
@@ -156,4 +160,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)

@@ -9,11 +9,12 @@ import time
 
 START = time.time()
 
+import cluster  # noqa: E402
 import ising_report  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import loop  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 from common import SHOWN, cosine, optimizer  # noqa: E402
 
 import egm  # noqa: E402
@@ -94,6 +95,8 @@ def main(_):
         shown=SHOWN,
         configuration=loop.values(SIDE, BETA, FIELD, ALGORITHM, NUM_SAMPLES, SEED) | {"iteration": config},
     )
+    if not cluster.is_main():
+        return
     ising_report.report(
         k_report,
         energy,
@@ -111,4 +114,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)

@@ -8,7 +8,8 @@ import time
 
 START = time.time()
 
-from absl import app, flags  # noqa: E402
+import cluster  # noqa: E402
+from absl import flags  # noqa: E402
 from continuous import Settings, run  # noqa: E402
 
 import egm  # noqa: E402
@@ -32,4 +33,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)

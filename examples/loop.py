@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import cluster
 import jax
 import numpy as np
 import tqdm
 from absl import flags, logging
+from cluster import is_main
 from jax.experimental import multihost_utils
 
-from egm import checkpoint
+from egm import checkpoint, training
 
 CHECKPOINT_DIR = flags.DEFINE_string(
     "checkpoint_dir", None, "Where checkpoints go; without it none are kept."
@@ -40,7 +42,7 @@ EXIT_PREEMPTED = 75
 
 
 class Trained(NamedTuple):
-    """What training leaves: the state, the metrics of every call, and what it cost.
+    """What training leaves: the state on one device, the metrics of every call, and what it cost.
 
     A row of `history` has `seconds` besides, those of training so far. A finished phase that was restored
     has compiled nothing.
@@ -63,9 +65,11 @@ def train(
     seconds: float | None = None,
     prepare: Callable[[Any, float], Any] = lambda state, done: state,
     feed: Callable[[int], tuple[Any, ...]] = lambda index: (),
+    layout: Any = training.WHOLE,
+    feed_layout: Any = training.SPLIT,
     shown: Mapping[str, str] | None = None,
 ) -> Trained:
-    """Compile `state, metrics = call(key, state, *feed(n))` and run it so many times, or for so long.
+    """Run `state, metrics = call(key, state, *feed(n))`, on all devices, so many times, or for so long.
 
     Args:
       call: pure; metrics are scalars.
@@ -77,6 +81,8 @@ def train(
       seconds: how long instead, over all resumed parts.
       prepare: `state = prepare(state, done)` before each call, done the fraction that is behind.
       feed: further arguments of call number n, such as batches that the host reads; of one shape.
+      layout: of the state on the mesh of all devices, as for `egm.training.jit_step`.
+      feed_layout: of the further arguments, likewise.
       shown: what the bar shows: metrics by their titles; the loss by default.
 
     Raises:
@@ -85,9 +91,11 @@ def train(
     """
     shown = {"loss": "loss"} if shown is None else shown
     compile_start = time.time()
-    lowered = jax.jit(call, donate_argnums=1).lower(key, state, *feed(0))
-    # The first call donates a copy, so that the caller's arrays stay its own.
-    state = jax.tree.map(lambda x: x.copy() if isinstance(x, jax.Array) else x, state)
+    mesh = cluster.mesh()
+    # Copies, so that the caller's arrays stay its own where the first call donates.
+    key, state = training.put(key, mesh), training.put(state, mesh, layout)
+    step = training.jit_step(call, mesh, state=layout, batch=feed_layout, donate=True)
+    lowered = step.lower(key, state, *feed(0))
     history = {name: [] for name in (*sorted(lowered.out_info[1]), "seconds")}
     spent, compile_seconds, stop = 0.0, 0.0, False
 
@@ -122,7 +130,7 @@ def train(
         say(f"{label}: SIGTERM at {100 * done():.0f}%: saved for --resume, exit status {EXIT_PREEMPTED}.")
         raise SystemExit(EXIT_PREEMPTED)
     rows = [dict(zip(history, values, strict=True)) for values in zip(*history.values(), strict=True)]
-    return Trained(state, rows, compile_seconds, spent)
+    return Trained(cluster.local(state), rows, compile_seconds, spent)
 
 
 class _Saver:
@@ -212,11 +220,6 @@ def _largest(values: Any) -> np.ndarray:
 def values(*holders: flags.FlagHolder) -> dict[str, Any]:
     """Flags by name, for a `configuration`."""
     return {holder.name: holder.value for holder in holders}
-
-
-def is_main() -> bool:
-    """Whether this is the process that prints and writes pictures."""
-    return jax.process_index() == 0
 
 
 def say(text: str) -> None:

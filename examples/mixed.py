@@ -12,7 +12,8 @@ START = time.time()
 
 import functools  # noqa: E402
 
-from absl import app, flags  # noqa: E402
+import cluster  # noqa: E402
+from absl import flags  # noqa: E402
 from continuous import Settings, run  # noqa: E402
 
 import egm  # noqa: E402
@@ -63,4 +64,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)

@@ -9,6 +9,8 @@ import jax
 import loop
 import optax
 
+from egm import collectives, training
+
 
 def optimizer(
     learning_rate: float, num_steps: int, *, warm_up: int = 0, final: float = 0.02, b2: float = 0.99
@@ -29,6 +31,7 @@ def fit(
     *,
     label: str,
     configuration: Mapping[str, Any],
+    layout: Any = training.WHOLE,
     shown: tuple[str, ...] = ("loss",),
     chunk: int = 100,
 ) -> loop.Trained:
@@ -41,7 +44,7 @@ def fit(
     def several(key, state):
         def body(state, key):
             batch_key, step_key = jax.random.split(key)
-            return step(step_key, state, draw_batch(batch_key))
+            return step(step_key, state, collectives.split(draw_batch(batch_key)))
 
         state, metrics = jax.lax.scan(body, state, jax.random.split(key, chunk))
         return state, jax.tree.map(lambda m: m.mean(), metrics)
@@ -53,5 +56,6 @@ def fit(
         label=label,
         calls=num_steps // chunk,
         configuration=dict(configuration) | {"num_steps": num_steps, "chunk": chunk},
+        layout=layout,
         shown={name: name for name in shown},
     )

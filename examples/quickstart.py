@@ -13,13 +13,14 @@ START = time.time()
 import functools  # noqa: E402
 import pathlib  # noqa: E402
 
+import cluster  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import loop  # noqa: E402
 import matplotlib  # noqa: E402
 import moons  # noqa: E402
 import potentials  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 from common import SHOWN, cosine, optimizer, table, w2, write_results  # noqa: E402
 
 matplotlib.use("Agg")
@@ -112,6 +113,8 @@ def main(_):
     energy = potential.boltzmann_energy(V, EPSILON)
     process, generator, moments, history = learn_sampler(keys[2], energy)
     trained = time.time()
+    if not cluster.is_main():
+        return
 
     num = NUM_SAMPLES.value
     # From V itself: transport to t = 1, then Langevin dynamics at its own temperature.
@@ -184,4 +187,4 @@ def figure(path, energy, data, of_v, of_egm, results):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)

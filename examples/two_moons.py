@@ -12,11 +12,12 @@ START = time.time()
 import functools  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
+import cluster  # noqa: E402
 import jax  # noqa: E402
 import moons  # noqa: E402
 import optax  # noqa: E402
 import potentials  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 from two_moons_report import report  # noqa: E402
 
 from energymatch import costs, couplings, losses, matching  # noqa: E402
@@ -147,8 +148,11 @@ def main(_):
         iterations,
         label="transport and density",
         configuration=run,
+        layout=matching.state_spec(recipe.config),
         shown=("flow_loss", "energy_gap"),
     )
+    if not cluster.is_main():
+        return
     report(
         keys[5],
         functools.partial(potential, state.train.ema_params),
@@ -168,4 +172,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)
