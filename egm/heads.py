@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
-from egm import checks, divergences
+from egm import checks, divergences, importance
 from egm.paths._gaussian_base import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
@@ -100,9 +100,14 @@ class DenoiserHead:
         """
         del x_t, t
         conditionals = getattr(energy, "single_site_conditionals", None)
+        plain = jax.nn.one_hot(x_1, self.path.vocab_size)
         if conditionals is None:
-            return jax.nn.one_hot(x_1, self.path.vocab_size)
-        return jax.nn.softmax(conditionals(x_1), axis=-1)
+            return plain
+        logits = conditionals(x_1)
+        # A token that makes the energy NaN or -inf weighs zero, as in an estimate; x_1 where none is left.
+        logits = jnp.where(importance.nonfinite(logits), -jnp.inf, logits)
+        some = jnp.any(logits > -jnp.inf, axis=-1, keepdims=True)
+        return jnp.where(some, jax.nn.softmax(jnp.where(some, logits, 0.0), axis=-1), plain)
 
     def metrics(self, target, output, x_t, t=None, energy=None) -> dict[str, Array]:
         """Nothing: tokens are not clipped."""
@@ -429,7 +434,6 @@ class _Level(NamedTuple):
 
 def _score(energy: Callable[[Array], Array], x: Array, path: Path) -> Array:
     """[B, D] -grad E on the path's space."""
-
     checks.function(energy, "energy")
 
     def total(y):

@@ -256,7 +256,7 @@ def _observables(values: Array, log_weights: Array) -> tuple[Array, Array]:
     log_weights = checks.vector(log_weights, "log_weights")
     if values.shape[:1] != log_weights.shape:
         raise ValueError(
-            f"values must have leading size {log_weights.shape[0]}, as log_weights has, got shape {values.shape}"
+            f"values must have leading size {log_weights.size}, as log_weights has, got shape {values.shape}"
         )
     return values, log_weights
 

@@ -45,6 +45,8 @@ class ImageSet:
     labels: np.ndarray
 
     def __post_init__(self):
+        if not isinstance(self.parts, tuple | list):
+            raise TypeError(f"parts must be a tuple of arrays, got {self.parts!r:.80}")
         if not self.parts:
             raise ValueError("parts must hold at least one array, got none")
         event = np.shape(self.parts[0])[1:]

@@ -98,6 +98,8 @@ def published_images(num_steps: int = 200, step_size: float = 0.01) -> MatchingC
 
     Source: Energy Matching (arXiv 2504.10612), image experiments.
     """
+    checks.positive_int(num_steps, "num_steps")
+    checks.positive_float(step_size, "step_size")
     source = ShortRun(
         num_steps,
         step_size,
@@ -132,7 +134,7 @@ def state_spec(config: MatchingConfig | None = None, axis: str = training.DATA) 
     Returns:
       A prefix tree of PartitionSpecs, for `egm.training.jit_step` and the like.
     """
-    config = MatchingConfig() if config is None else config
+    config = MatchingConfig() if config is None else checks.instance(config, MatchingConfig, "config")
     return MatchingState(P(), config.negatives.spec(axis))
 
 

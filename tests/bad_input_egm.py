@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from hypothesis import strategies as st
 from bad_input_kinds import (
     KEY,
     anything,
@@ -21,6 +20,7 @@ from bad_input_kinds import (
     tokens,
     whole,
 )
+from hypothesis import strategies as st
 
 import egm
 from egm import (
@@ -29,6 +29,7 @@ from egm import (
     buffer,
     divergences,
     energies,
+    estimators,
     heads,
     importance,
     iteration,
@@ -136,7 +137,7 @@ def before(value=0.5):
     return time(value, (B,), (0.8, 0.9))
 
 
-for p, x_t, x_1, energy, generator in SPACES:
+for p, x_t, x_1, energy, _ in SPACES:
     x_r, kind = jax.tree.map(lambda a: a[None], x_1), type(p).__name__
     ENTRIES += [
         entry(f"{kind}.times", p.times, num_steps=whole(4)),
@@ -225,7 +226,8 @@ for process, x_t, generator, shape in (
         ),
         entry(
             f"{kind}.reverse_step",
-            (lambda q=process, **a: q.reverse_step(a.pop("key", KEY), a["x_r"], generator, a["t"], a["r"])),
+            (lambda q=process, g=generator, **a: q.reverse_step(a.pop("key", KEY), a["x_r"], g, a["t"],
+            a["r"])),
             x_r=state(x_t, min_ndim=2, max_ndim=2), t=before(), r=after(), **needs_key,
         ),
     ]  # fmt: skip
@@ -243,7 +245,8 @@ for p, process, x_t, x_1, energy, generator, shape in (
         ),
         entry(
             "egm.simulate.simulate", egm.simulate, traced=True, aliases={"generator_fn": "generator"},
-            key=key(B), process=record(process, more=(p, type(process))), generator_fn=model(generator, shape),
+            key=key(B), process=record(process, more=(p, type(process))), generator_fn=model(generator,
+            shape),
             x_0=state(x_t, (), 2, 2), times=anything(TIMES, *BAD_TIMES), save_states=flag(False),
         ),
         entry(
@@ -295,6 +298,8 @@ ENTRIES += [
           valid=anything(jnp.ones(B, bool), jnp.ones(3, bool), 3, ONES, optional=True),
           divergence=function(divergences.exponential)),
     entry("egm.random.example_keys", random.example_keys, key=key(B), batch_size=whole(B, 0)),
+    entry("egm.estimators.check_chunk_size", estimators.check_chunk_size,
+          chunk_size=whole(128, optional=True, more=[st.integers(1, 127)])),
     entry("egm.random.split", random.split, keys=anything(KEY, 3, None, jax.random.PRNGKey(0), X),
           num=whole(2)),
 ]  # fmt: skip
@@ -346,7 +351,8 @@ ENTRIES += [
     entry("egm.metrics.reweighted_mean", metrics.reweighted_mean, values=array(LOG_W, (0,), 1, whole=True),
           log_weights=array(LOG_W, (), 1, 1)),
     entry("egm.metrics.jackknife", metrics.jackknife, statistic=function(lambda m: m),
-          values=array(LOG_W, (0,), 1, whole=True), log_weights=array(LOG_W, (), 1, 1), num_blocks=whole(2, 2, 4)),
+          values=array(LOG_W, (0,), 1, whole=True), log_weights=array(LOG_W, (), 1, 1), num_blocks=whole(2,
+          2, 4)),
     entry("egm.metrics.mode_masses", metrics.mode_masses, x=array(X, (1,), 2, 2), modes=array(X, (1,), 2, 2),
           log_weights=array(ONES, (0,), 1, 1, optional=True)),
     entry("egm.metrics.wasserstein_1d", metrics.wasserstein_1d, a=array(LOG_W, (0,), 1, 1),
@@ -355,7 +361,8 @@ ENTRIES += [
           distance=function(metrics.wasserstein_1d), generated=array(LOG_W, (0,), 1, whole=True),
           exact=array(LOG_W, (0,), 1, whole=True), num_sets=whole(2, 1, 4)),
     entry("egm.metrics.distance_floor", metrics.distance_floor, host=True,
-          distance=function(metrics.wasserstein_1d), exact=array(LOG_W, (), 1, whole=True), set_size=whole(2, 1, 2),
+          distance=function(metrics.wasserstein_1d), exact=array(LOG_W, (), 1, whole=True),
+          set_size=whole(2, 1, 2),
           num_pairs=whole(1), seed=whole(0, 0)),
 ]  # fmt: skip
 
@@ -376,7 +383,8 @@ WEIGHTED = algorithms.Weighted(MASKED, DENOISER, apply)
 COMMON = dict(path=path(MASKED), head=record(DENOISER, more=(MASKED,)), apply=function(apply))
 ENTRIES += [
     entry("egm.heads.DenoiserHead", heads.DenoiserHead, path=record(MASKED, more=(LINEAR,))),
-    entry("DenoiserHead.generator", DENOISER.generator, output=matched(LOGITS), x_t=tokens(H, V, (0, 1), 2, 2)),
+    entry("DenoiserHead.generator", DENOISER.generator, output=matched(LOGITS), x_t=tokens(H, V, (0, 1), 2,
+          2)),
     entry("DenoiserHead.divergence", DENOISER.divergence, target=matched(LOGITS),
           output=matched(LOGITS), x_t=tokens(H, V, (0, 1), 2, 2)),
     entry("egm.heads.ScoreHead", heads.ScoreHead, path=record(LINEAR, more=(MASKED,)),
@@ -390,7 +398,8 @@ ENTRIES += [
           aliases={"target": "velocity", "x_t": ("t", "output")}),
     entry("egm.heads.ProductHead", heads.ProductHead,
           heads=anything({"x": SCORE, "h": DENOISER}, None, 3, {"x": LINEAR}),
-          weights=anything({"x": 1.0, "h": 1.0}, 3, {"x": 1.0}, {"x": 1.0, "h": -1.0}, {"x": np.nan, "h": 1.0},
+          weights=anything({"x": 1.0, "h": 1.0}, 3, {"x": 1.0}, {"x": 1.0, "h": -1.0}, {"x": np.nan,
+          "h": 1.0},
                            optional=True)),
     entry("ProductHead.divergence", PAIR.divergence,
           target=anything({"x": X, "h": LOGITS}, None, 3, {"x": X}), t=time(HALF, (B,)),
@@ -401,9 +410,11 @@ ENTRIES += [
     entry("egm.algorithms.Naive", algorithms.Naive, **COMMON, num_samples=whole(4),
           chunk_size=whole(128, optional=True), draws_by_weight=flag(False)),
     entry("egm.algorithms.Bootstrap", algorithms.Bootstrap, **COMMON, apply_log_marginal=function(apply),
-          num_samples=whole(4), step=number(0.1, 0, 1, high_strict=True), chunk_size=whole(128, optional=True),
+          num_samples=whole(4), step=number(0.1, 0, 1, high_strict=True), chunk_size=whole(128,
+          optional=True),
           skip=function(lambda e: e, optional=True), draws_by_weight=flag(False)),
-    entry("egm.algorithms.LocalBootstrap", algorithms.LocalBootstrap, path=path(MASKED), apply=function(apply),
+    entry("egm.algorithms.LocalBootstrap", algorithms.LocalBootstrap, path=path(MASKED),
+          apply=function(apply),
           num_steps=whole(5), skip=function(lambda e: e, optional=True), draws_by_weight=flag(False)),
     entry("egm.iteration.IterationConfig", iteration.IterationConfig, num_simulated=whole(4),
           buffer_size=whole(40, 4), num_gradient_steps=whole(1), batch_size=whole(4), num_times=whole(3),
@@ -448,7 +459,8 @@ ENTRIES += [
     entry("Ising.sample", ISING.sample, host=True, key=key(), n=whole(2)),
     entry("egm.energies.gaussian_mixture.GaussianMixture", energies.GaussianMixture,
           means=anything(((0.0, 1.0),), None, 3.0, (1.0,), ((1.0,), (1.0, 2.0)), ((np.nan, 0.0),), ()),
-          sigma=number(1.0, 0), weights=anything((1.0,), 1.0, (-1.0,), (0.5, 0.5), ("a",), (np.inf,), optional=True)),
+          sigma=number(1.0, 0), weights=anything((1.0,), 1.0, (-1.0,), (0.5, 0.5), ("a",), (np.inf,),
+          optional=True)),
     entry("GaussianMixture.__call__", GAUSSIANS, x=array(X[:, :2], (1,), 1)),
     entry("GaussianMixture.marginal_log_density", GAUSSIANS.marginal_log_density, x=array(X[:, :2], (1,), 1),
           alpha=anything(0.5, None, jnp.ones(3), "a"), variance=anything(0.5, None, jnp.ones(3), "a")),
@@ -506,7 +518,8 @@ NETS = [
                                      depth=whole(1), expansion=whole(1), flip=flag(False)), GRID),
     ("vectors.MLPVector", dict(**GAUSSIAN, **LAYERS, center=anything(0.0, None, (1.0, 2.0), np.nan),
                                num_frequencies=whole(2, 0, optional=True), num_outputs=whole(2)), WIDE),
-    ("vectors.MLPVectorLogMarginal", dict(**GAUSSIAN, **LAYERS, center=anything(0.0, None, (1.0, 2.0), np.nan),
+    ("vectors.MLPVectorLogMarginal", dict(**GAUSSIAN, **LAYERS, center=anything(0.0, None, (1.0, 2.0),
+          np.nan),
                                           num_frequencies=whole(2, 0, optional=True)), WIDE),
     ("particles.EGNN", dict(**GAUSSIAN, **LAYERS, num_particles=whole(2), spatial_dim=whole(2),
                             num_outputs=whole(2), edge_width=whole(4)), WIDE),
@@ -534,7 +547,8 @@ for name, fields in MIXED_NETS:
     parts = {"state": ("x", "h", "types", "t")}
     ENTRIES.append(entry(f"egm.networks.mixed.{name}", call, traced=True, aliases=parts, **fields, **inputs))
 CLOSED = dict(
-    path=record(LINEAR, more=(MASKED,)), center=anything(0.0, None, np.nan, ("a",)), data_scale=number(1.0, 0),
+    path=record(LINEAR, more=(MASKED,)), center=anything(0.0, None, np.nan, ("a",)), data_scale=number(1.0,
+          0),
     offset=number(0.0),
 )  # fmt: skip
 ENTRIES += [
@@ -547,7 +561,9 @@ _PARTS = "a part of the networks beside it, which check what they are given"
 _CHUNKS = "how `estimate` joins its chunks, which it makes itself"
 EXCLUDED = {
     "egm.checks": "the checks themselves (tests/test_bad_input.py)",
+    "egm.checkpoint": "its configuration and folders: tests/test_checkpoint.py",
     "egm.collectives": "jax names an axis that is not there",
+    "egm.configuration": "takes anything, and names what it cannot store by its path: tests/test_checkpoint.py",
     "egm.importance.running_chunk": _CHUNKS,
     "egm.importance.running_collect": _CHUNKS,
     "egm.importance.running_empty": _CHUNKS,

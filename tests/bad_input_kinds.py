@@ -239,6 +239,6 @@ def tokens(value, vocab, axes=(), min_ndim=1, max_ndim=None, mask=True, optional
 
 
 def anything(value, *bad, optional=False, text=False):
-    """Any other kind: the values that are wrong, beside what is wrong everywhere (`text`: may be a string)."""
+    """Any other kind: values that are wrong, beside what is wrong everywhere (`text`: a string may do)."""
     junk = JUNK.filter(lambda v: not isinstance(v, str)) if text else JUNK
     return Argument(value, _or_none(st.one_of(junk, *(st.just(b) for b in bad)), optional))

@@ -150,7 +150,13 @@ def check_training(name, kind):
             # With zero density somewhere the mean log-weight is -inf, and with it the bound.
             assert all(np.isfinite(v) for k, v in metrics.items() if k != "elbo"), (label, metrics)
             counted = int(metrics["num_nonfinite"])
-            assert (counted == 0) if label == "+inf" else (counted > 0), label
+            if label != "+inf":
+                assert counted > 0, label
+            elif name != "local_bootstrap":
+                assert counted == 0
+            else:
+                # Read off phi, the denoiser of a place without density is no number; its weight is zero.
+                assert counted <= CONFIG.num_simulated // 4
         if exact and label != "+inf":
             assert int(first["num_nonfinite"]) == expected
         moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b))), state.train.params, start)
@@ -173,13 +179,29 @@ def test_training_goes_on_at_length(name, kind):
     check_training(name, kind)
 
 
-@pytest.mark.slow
 def test_rao_blackwell_targets_leave_faulty_neighbours_out():
     """Single-site conditionals look at states that training never draws."""
-    check_conditionals()
+    bits = np.arange(2**SITES)[:, None] >> np.arange(SITES) & 1
+    h = jnp.asarray(bits[~np.asarray(faulty_tokens(bits))], jnp.int32)
+    sound = DENOISER.conditional_target(
+        h, energy=energies.WithConditionals(functools.partial(tokens, 0.0), 2)
+    )
+    # [N, L, V] whether the state with that token at that site is faulty.
+    flip = jnp.stack([h[:, None].repeat(SITES, 1).at[:, jnp.arange(SITES), jnp.arange(SITES)].set(v)
+                      for v in (0, 1)], axis=2)  # fmt: skip
+    bad = faulty_tokens(flip)
+    assert 0 < int(jnp.sum(bad)) < bad.size // 4
+    for fault in FAULTS.values():
+        energy = energies.WithConditionals(functools.partial(tokens, fault), 2)
+        target = DENOISER.conditional_target(h, energy=energy)
+        np.testing.assert_allclose(jnp.sum(target, axis=-1), 1.0, rtol=1e-6)
+        assert jnp.all(jnp.where(bad, target, 0.0) == 0.0)
+        clean = ~jnp.any(bad, axis=-1, keepdims=True)
+        np.testing.assert_allclose(jnp.where(clean, target - sound, 0.0), 0.0, atol=1e-6)
 
 
-def check_conditionals():
+@pytest.mark.slow
+def test_training_on_rao_blackwell_targets_goes_on():
     space = SPACES["tokens"]
     for fault in FAULTS.values():
         energy = energies.WithConditionals(functools.partial(tokens, fault), 2)
@@ -197,6 +219,7 @@ def check_conditionals():
 B = 64
 SOURCES = {
     "short_run": negatives.ShortRun(num_steps=3, step_size=0.05),
+    "restarted": negatives.Restarted(num_steps=3, step_size=0.1, burn_in=0.2),
     "tempered": negatives.Tempered(num_rungs=2, num_steps=3, step_size=0.05),
 }
 
