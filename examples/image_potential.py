@@ -17,6 +17,7 @@ import math  # noqa: E402
 import pathlib  # noqa: E402
 import shutil  # noqa: E402
 
+import cluster  # noqa: E402
 import image_data  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -98,10 +99,11 @@ def learn(preset, data, network, params, mesh):
             return loop.train(
                 call,
                 training.put(start(init), mesh),
-                training.put(jax.random.key(SEED.value + index), mesh),
+                training.put(jax.random.fold_in(jax.random.key(SEED.value), 1 + index), mesh),
                 label=("transport", "transport and density")[index],
                 calls=num_steps // chunk,
                 feed=feed,
+                feed_layout=P(None, training.DATA),
                 configuration={
                     "preset": dataclasses.replace(preset, num_samples=0, tau_s=0.0),
                     "network": network,
@@ -127,11 +129,9 @@ def main(_):
     logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
     given = {flag.name: flag.value for flag in OVERRIDES if flag.value is not None}
     preset = dataclasses.replace(PRESETS[PRESET.value], **given)
-    output, mesh = pathlib.Path(OUTPUT_DIR.value), training.data_mesh()
+    output, mesh = pathlib.Path(OUTPUT_DIR.value), cluster.mesh()
     if preset.batch_size % mesh.size:
-        raise app.UsageError(
-            f"--batch_size must be divisible by {mesh.size} devices, got {preset.batch_size}"
-        )
+        raise app.UsageError(f"--batch_size must divide over {mesh.size} devices, got {preset.batch_size}")
     config, params = convert.load(CHECKPOINT.value) if CHECKPOINT.value else (preset.network, None)
     dtype = jnp.bfloat16 if DTYPE.value == "bfloat16" else None
     network = networks.UNetViTPotential(**config, dtype=dtype, remat=REMAT.value, dropout=DROPOUT.value)
@@ -139,11 +139,12 @@ def main(_):
     if DATA_DIR.value or not SAMPLE_ONLY.value:
         if not DATA_DIR.value and PRESET.value != "tiny":
             raise app.UsageError("--data_dir is needed: where the data set's files are")
-        data = READERS[PRESET.value](DATA_DIR.value or image_data.write(output / "data", 64))
+        made = output / f"data_{jax.process_index()}"
+        data = READERS[PRESET.value](DATA_DIR.value or image_data.write(made, 64))
     if params is None:
         params = jax.jit(network.init)(jax.random.key(SEED.value), jnp.zeros((1, *data.shape)))
     if not SAMPLE_ONLY.value:
-        if loop.is_main():
+        if cluster.is_main():
             shutil.rmtree(output / "network", ignore_errors=True)  # of a run before
         params, phases = learn(preset, data, network, params, mesh)
         convert.save(output / "network", config, params)
@@ -152,4 +153,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)

@@ -13,8 +13,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 import tqdm  # noqa: E402
+from cluster import is_main  # noqa: E402
 from common import table, write_results  # noqa: E402
-from loop import is_main, say  # noqa: E402
 
 from egm import training  # noqa: E402
 from energymatch import images, langevin, schedules  # noqa: E402
@@ -106,9 +106,9 @@ def report(network, params, data, phases, preset, mesh, output, settings, sample
     figure(output / "image_potential.png", x, real, energies, phases, preset)
     results["total_seconds"] = time.time() - results.pop("started")
     rows = [[name, value] for name, value in results.items() if isinstance(value, float)]
-    say(table(f"\n{len(x)} samples at t = {preset.tau_s}", ["", "value"], rows))
+    print(table(f"\n{len(x)} samples at t = {preset.tau_s}", ["", "value"], rows))
     path = write_results(str(output), results)
-    say(f"\nWrote {output / 'image_potential.png'}, {output / 'samples.npz'} and {path}")
+    print(f"\nWrote {output / 'image_potential.png'}, {output / 'samples.npz'} and {path}")
 
 
 def tiled(x):
