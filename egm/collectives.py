@@ -91,7 +91,7 @@ def _constrain(x: jax.Array, spec: P) -> jax.Array:
 
 
 def _mesh_size() -> int:
-    """Devices along the axis DATA of the context mesh, 0 where there is one, or the axis is mapped already."""
+    """Devices along the axis DATA of the context mesh; 0 where there are not two, or the axis is mapped."""
     mesh = jax.sharding.get_abstract_mesh()
     if DATA not in mesh.axis_names:
         return 0
