@@ -11,10 +11,11 @@ START = time.time()
 import functools  # noqa: E402
 from typing import NamedTuple  # noqa: E402
 
+import cluster  # noqa: E402
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 from digits import EPSILON_MAX, ITERATIONS, NOISE, OUTPUT_DIR, SEED, TAU_STAR, WARM_UP, learn  # noqa: E402
 from digits_report import load_digits  # noqa: E402
 from inverse_problems_report import report  # noqa: E402
@@ -131,6 +132,8 @@ def main(_):
     network, params, _, compile_seconds, train_seconds = learn(
         SEED.value, digits, WARM_UP.value, ITERATIONS.value
     )
+    if not cluster.is_main():
+        return
     matrices = measurements()
     keys = jax.random.split(jax.random.fold_in(jax.random.key(SEED.value), 1), 3)
     clean = jnp.asarray(digits.held_out[: NUM_DIGITS.value]).reshape(-1, SIZE)
@@ -157,4 +160,4 @@ def main(_):
 
 
 if __name__ == "__main__":
-    app.run(main)
+    cluster.run(main)
