@@ -83,6 +83,7 @@ def cases(part, most):
         return [{"size": s, "devices": d} for s, d in sizes]
     if part == "processes":
         sizes = ((256, 1, 1), (512, 1, 1), (512, 2, 1), (512, 2, 2))
+        sizes = sizes[1::2] if FLAGS.quick else sizes
         return [{"size": s, "devices": d, "processes": p} for s, d, p in sizes]
     if part == "memory":
         grid = [(10**3, None), (10**4, None), (10**4, 1024), (10**5, None), (10**5, 1024), (10**5, 16384)]
@@ -137,6 +138,11 @@ def show(part, rows):
         print("|".join(["", *map(str, text), ""]), flush=True)
 
 
+def write(record):
+    """results.json, after every case."""
+    pathlib.Path(FLAGS.output_dir, "results.json").write_text(json.dumps(record, indent=1))
+
+
 def main(argv):
     del argv
     if FLAGS.case:
@@ -158,12 +164,14 @@ def main(argv):
         if part == "processes" and jax.default_backend() != "cpu":
             print("\nprocesses: measured on CPUs only")
             continue
-        rows = [row for case in cases(part, most) for row in measured(case)]
+        record[part] = rows = []
+        for case in cases(part, most):
+            rows += measured(case)
+            write(record)
         if part in ("devices", "processes"):
-            rows = with_efficiency(rows)
+            record[part] = rows = with_efficiency(rows)
         show(part, rows + ([exponents(rows)] if part == "sites" else []))
-        record[part] = rows
-        pathlib.Path(FLAGS.output_dir, "results.json").write_text(json.dumps(record, indent=1))
+        write(record)
 
 
 if __name__ == "__main__":
