@@ -115,13 +115,12 @@ def jackknife(
       ValueError: the leading sizes differ, or there are fewer samples than blocks.
     """
     checks.positive_int(num_blocks, "num_blocks", minimum=2)
-    checks.function(statistic, "statistic")
     values, log_weights = _observables(values, log_weights)
     size = log_weights.shape[0] // num_blocks
     if size == 0:
-        raise ValueError(
-            f"values must hold at least num_blocks = {num_blocks} samples, got {log_weights.shape[0]}"
-        )
+        came = f"got {log_weights.size}; num_blocks asks for that many"
+        raise ValueError(f"values must hold at least {num_blocks} samples, {came}")
+    checks.function(statistic, "statistic")
     w = importance.snis(log_weights).weights
     w, values = (a[: size * num_blocks].reshape(num_blocks, size, *a.shape[1:]) for a in (w, values))
     weight = jnp.sum(w, axis=1)
@@ -231,14 +230,13 @@ def distance_floor(distance, exact: Array, set_size: int, num_pairs: int, seed: 
     Raises:
       ValueError: there are too few exact samples.
     """
-    checks.function(distance, "distance")
     for name, value, minimum in (("set_size", set_size, 1), ("num_pairs", num_pairs, 1), ("seed", seed, 0)):
         checks.positive_int(value, name, minimum)
     exact = _samples(exact, "exact")
     if exact.shape[0] < 2 * set_size:
-        raise ValueError(
-            f"exact must hold at least {2 * set_size} samples for set_size = {set_size}, got {exact.shape[0]}"
-        )
+        came = f"got {len(exact)}; set_size = {set_size} asks for them"
+        raise ValueError(f"exact must hold at least {2 * set_size} samples, {came}")
+    checks.function(distance, "distance")
     rng = np.random.default_rng(seed)
     gaps = []
     for _ in range(num_pairs):

@@ -563,7 +563,7 @@ EXCLUDED = {
     "egm.checks": "the checks themselves (tests/test_bad_input.py)",
     "egm.checkpoint": "its configuration and folders: tests/test_checkpoint.py",
     "egm.collectives": "jax names an axis that is not there",
-    "egm.configuration": "takes anything, and names what it cannot store by its path: tests/test_checkpoint.py",
+    "egm.configuration": "takes anything, and names what it cannot store: tests/test_checkpoint.py",
     "egm.importance.running_chunk": _CHUNKS,
     "egm.importance.running_collect": _CHUNKS,
     "egm.importance.running_empty": _CHUNKS,

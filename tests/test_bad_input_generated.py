@@ -70,7 +70,7 @@ def test_a_bad_argument_raises_and_is_named(entry, data):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("entry", ENTRIES, ids=IDS)
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=40)
 @hypothesis.given(data=st.data())
 def test_a_bad_argument_raises_and_is_named_at_length(entry, data):
     check(entry, data)

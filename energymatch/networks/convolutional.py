@@ -60,7 +60,7 @@ class ConvPotential(nn.Module):
         checks.positive_int(self.depth, "depth", minimum=0)
         checks.positive_float(self.output_scale, "output_scale")
         checks.function(self.activation, "activation")
-        shape = jnp.shape(x)
+        shape = checks.float_array(x, "x").shape
         if len(shape) != 4 or any(side % 2**self.num_stages or not side for side in shape[1:3]):
             raise ValueError(
                 f"x must have shape [B, H, W, C] with H and W divisible by {2**self.num_stages}, got {shape}"

@@ -188,7 +188,7 @@ class UNetViTPotential(nn.Module):
         if self.num_head_channels is not None:
             checks.positive_int(self.num_head_channels, "num_head_channels")
         for name in ("channel_mult", "attention_resolutions"):
-            if isinstance(getattr(self, name), str) or not np.iterable(getattr(self, name)):
+            if not isinstance(getattr(self, name), tuple | list):
                 raise TypeError(f"{name} must be a tuple of numbers, got {getattr(self, name)!r}")
         for resolution in self.attention_resolutions:
             checks.positive_int(resolution, "attention_resolutions")
