@@ -68,7 +68,8 @@ def make_call(make, network, optimizer, batch_size, mesh, chunk):
 
     def call(key, state, flow, data):
         body = lambda state, each: step(each[0], state, *each[1:])
-        state, metrics = jax.lax.scan(body, state, (jax.random.split(key, chunk), flow, data))
+        every = (jax.random.split(key, chunk), flow, data)
+        state, metrics = jax.lax.scan(body, state, every, unroll=chunk == 1)
         return state, jax.tree.map(lambda m: m.mean(), metrics)
 
     return init, training.jit_step(call, mesh, batch=P(None, training.DATA))
