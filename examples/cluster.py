@@ -7,9 +7,11 @@ python examples/ising.py --coordinator=localhost:9911 --num_processes=2 --proces
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import functools
 import os
-import sys
+import signal
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +30,10 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, fr
 EXIT_LOST = 69
 """`EX_UNAVAILABLE` of sysexits.h: another process has ended; restart all of them with --resume."""
 
+LOST = "stopped, as another process seems to have ended. Start all of them again, with --resume."
+
 HEARTBEAT_SECONDS = 30
-"""Silence after which a process counts as lost; a closed connection shows at once."""
+"""Silence after which a process counts as lost."""
 
 REPORT_SECONDS = 3600
 """How long the other processes wait at the end, while process 0 makes tables and pictures."""
@@ -40,14 +44,17 @@ def run(main: Callable[[list[str]], Any]) -> None:
 
     def joined(argv):
         start()
+        if jax.process_count() == 1:
+            return main(argv)
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        _on_abort(who)
         try:
             return main(argv)
         except Exception as error:
-            if jax.process_count() == 1:
-                raise
             traceback.print_exc()
             # An orderly exit would wait for the others, who wait for this one.
-            _leave(EXIT_LOST if isinstance(error, jax.errors.JaxRuntimeError) else 1)
+            lost = isinstance(error, jax.errors.JaxRuntimeError)
+            _leave(EXIT_LOST if lost else 1, f"{who}: {LOST if lost else 'failed.'}")
 
     app.run(joined)
 
@@ -88,13 +95,14 @@ def local(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_data(0), whole)
 
 
-def _leave(status: int) -> None:
-    if status == EXIT_LOST:
-        print(
-            f"process {jax.process_index()} of {jax.process_count()}: another process has ended. Start all "
-            "of them again, with --resume to go on from the last checkpoint.",
-            file=sys.stderr,
-        )
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _on_abort(who: str) -> None:
+    """Leave with a sentence where jax aborts, as it does, without an exception, when another is silent."""
+    faulthandler.disable()  # absl's, which would print every thread's stack
+    _on_abort.handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: _leave(EXIT_LOST, f"{who}: {LOST}"))
+    # Not `signal.signal`: its handlers run in the main thread, which may be waiting for the others.
+    ctypes.CDLL(None).signal(int(signal.SIGABRT), _on_abort.handler)
+
+
+def _leave(status: int, text: str) -> None:
+    os.write(2, f"\n{text}\n".encode())
     os._exit(status)

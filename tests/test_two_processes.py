@@ -81,7 +81,7 @@ def test_one_of_two_is_killed(tmp_path):
     def command(*more):
         address = f"--coordinator=localhost:{free_port()}"
         return lambda i: [
-            *[ROOT / "examples" / "ising.py", "--side=3", "--iterations=40", "--checkpoint_every=2"],
+            *[ROOT / "examples" / "ising.py", "--side=3", "--iterations=12", "--checkpoint_every=2"],
             *[f"--checkpoint_dir={checkpoints}", f"--output_dir={out}", address],
             *["--num_processes=2", f"--process_id={i}", *more],
         ]
@@ -100,7 +100,8 @@ def test_one_of_two_is_killed(tmp_path):
             print(f"killed {killed}: the other left with {status} after {time.time() - start:.1f} s")
             log = (tmp_path / f"{1 - killed}.log").read_text()
             assert status == 69, said(tmp_path)
-            assert "another process has ended. Start all of them again, with --resume" in log, log
+            assert "another process seems to have ended. Start all of them again, with --resume" in log, log
+            assert steps(checkpoints) < 12
     with processes(tmp_path, command("--resume"), cache) as started:
         for process in started:
             assert process.wait(timeout=600) == 0, said(tmp_path)
@@ -108,7 +109,7 @@ def test_one_of_two_is_killed(tmp_path):
     # Only process 0 speaks and writes.
     assert "W1 of the energy" not in (tmp_path / "1.log").read_text()
     results = json.loads((out / "results.json").read_text())
-    assert results["iterations"] == 40
+    assert results["iterations"] == 12
     assert abs(results["log_z"] - results["log_z_exact"]) < 5 * results["log_z_error"]
 
 
