@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from energymatch import images, losses, matching
+from energymatch import images, losses, matching, negatives
 
 
 @pytest.fixture
@@ -80,3 +80,8 @@ def test_published_negatives():
     # 1,535 normals: 4 standard errors of their mean and of their mean square, sqrt(2/1535) of the variance.
     assert abs(rest.mean()) < 4 * np.sqrt(variance / rest.size)
     assert abs(np.mean(rest**2) / variance - 1) < 4 * np.sqrt(2 / rest.size)
+
+
+def test_a_schedule_must_reach_its_full_temperature():
+    with pytest.raises(ValueError, match="end_time must be at least 1, .* got 0.5"):
+        negatives.ShortRun(end_time=0.5)
