@@ -45,3 +45,11 @@ def number(value: Any, name: str, expected: str, batch_shape: tuple[int, ...] = 
         if np.any(bad):
             raise ValueError(f"{name} must be {expected}, got {known[bad].ravel()[0]}")
     return array
+
+
+def unit_interval(value: Any, name: str) -> float:
+    """The value as a float; raises unless it is a number in [0, 1]. Makes no array."""
+    value = checks.finite_float(value, name)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return value

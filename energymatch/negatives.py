@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 from egm import checks, collectives, random
 from egm.typing import Array, Key
 from energymatch import langevin, schedules, tempering
+from energymatch._checks import unit_interval
 from energymatch.losses import Batch
 from energymatch.potential import Potential
 
@@ -98,7 +99,7 @@ class ShortRun:
     def __post_init__(self):
         checks.positive_int(self.num_steps, "num_steps")
         checks.positive_float(self.step_size, "step_size")
-        schedules.flow_weight(0.0, self.tau_star)
+        unit_interval(self.tau_star, "tau_star")
         if checks.finite_float(self.end_time, "end_time") < 1:
             raise ValueError(
                 f"end_time must be at least 1, where the temperature is full, got {self.end_time}"
@@ -276,7 +277,7 @@ class Restarted:
         checks.positive_int(self.num_steps, "num_steps")
         checks.positive_float(self.step_size, "step_size")
         checks.positive_float(self.burn_in, "burn_in", allow_zero=True)
-        schedules.flow_weight(0.0, self.tau_star)
+        unit_interval(self.tau_star, "tau_star")
         if checks.positive_float(self.restart, "restart", allow_zero=True) > 1:
             raise ValueError(f"restart must lie in [0, 1], got {self.restart}")
         if self.restart == 1 and self._burn_in_steps > self.num_steps:

@@ -13,7 +13,7 @@ import numpy as np
 
 from egm import checks
 from egm.typing import Array
-from energymatch._checks import number
+from energymatch._checks import number, unit_interval
 
 
 def temperature(t: Array | float, tau_star: float, epsilon_max: Array | float) -> Array:
@@ -35,7 +35,7 @@ def temperature(t: Array | float, tau_star: float, epsilon_max: Array | float) -
 
     Source: Energy Matching (arXiv 2504.10612), the temperature schedule of its section on training.
     """
-    t, tau_star = _time(t), _tau_star(tau_star)
+    t, tau_star = _time(t), unit_interval(tau_star, "tau_star")
     epsilon_max = number(epsilon_max, "epsilon_max", "finite and non-negative")
     if tau_star == 1:
         return epsilon_max * (t >= 1).astype(t.dtype)
@@ -60,19 +60,12 @@ def flow_weight(t: Array | float, tau_star: float) -> Array:
 
     Source: Energy Matching (arXiv 2504.10612), phase 2 of its training.
     """
-    t, tau_star = _time(t), _tau_star(tau_star)
+    t, tau_star = _time(t), unit_interval(tau_star, "tau_star")
     return jnp.ones_like(t) if tau_star == 1 else _share_left(t, tau_star)
 
 
 def _share_left(t: Array, tau_star: float) -> Array:
     return jnp.clip((1 - t) / (1 - tau_star), 0, 1)
-
-
-def _tau_star(tau_star: Any) -> float:
-    tau_star = checks.finite_float(tau_star, "tau_star")
-    if not 0 <= tau_star <= 1:
-        raise ValueError(f"tau_star must lie in [0, 1], got {tau_star}")
-    return tau_star
 
 
 def _time(t: Any) -> Array:

@@ -338,6 +338,8 @@ def test_import_starts_no_backend():
     """jax.distributed.initialize() must still be possible after the import: defaults make no arrays."""
     code = (
         "import energymatch.matching, jax\n"
+        "energymatch.matching.published_2d(), energymatch.matching.published_images()\n"
+        "energymatch.matching.MatchingConfig(negatives=energymatch.negatives.Restarted())\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends, list(xla_bridge._backends)"
     )
