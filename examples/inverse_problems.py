@@ -30,7 +30,7 @@ flags.set_default(WARM_UP, 600)
 flags.set_default(ITERATIONS, 1500)
 NUM_DIGITS = flags.DEFINE_integer("num_digits", 64, "Held-out digits to measure.", lower_bound=2)
 ROUNDS = flags.DEFINE_integer("rounds", 50, "Rounds of tempering, of 5 moves each.", lower_bound=1)
-STRENGTH = flags.DEFINE_float("strength", 20.0, "Of the interaction, nats a pair.", lower_bound=0.0)
+STRENGTH = flags.DEFINE_float("strength", 14.0, "Of the interaction, nats a pair.", lower_bound=0.0)
 WIDTH = flags.DEFINE_float("width", 5.0, "Of the interaction, in standard deviations of a mean pixel.")
 
 MEMBERS, SIZE = 8, 64
