@@ -7,7 +7,6 @@ saves, and leaves with status 75 (`EX_TEMPFAIL` of sysexits.h: try again, with -
 
 from __future__ import annotations
 
-import pathlib
 import re
 import signal
 import time
@@ -20,6 +19,7 @@ import numpy as np
 import tqdm
 from absl import flags, logging
 from cluster import is_main
+from etils import epath
 from jax.experimental import multihost_utils
 
 from egm import checkpoint, training
@@ -148,7 +148,7 @@ class _Saver:
         # orbax tells every step of a save at the level that app.run switches on.
         if logging.get_verbosity() == logging.INFO:
             logging.set_verbosity(logging.WARNING)
-        folder = pathlib.Path(CHECKPOINT_DIR.value) / re.sub(r"\W+", "_", self._label)
+        folder = epath.Path(CHECKPOINT_DIR.value) / re.sub(r"\W+", "_", self._label)
         # One process looks, before any of them writes.
         if _largest(not RESUME.value and is_main() and folder.exists() and any(folder.iterdir())):
             raise ValueError(

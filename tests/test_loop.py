@@ -1,5 +1,6 @@
 """The loop of the examples: resumed training is the training that was interrupted, or is refused."""
 
+import os
 import pathlib
 import signal
 import sys
@@ -114,3 +115,19 @@ def test_how_often(loop, tmp_path):
         train(loop, calls=10)
     # Every fourth call, and the last one.
     assert sorted(int(p.name) for p in (tmp_path / "a_phase").iterdir()) == [4, 8, 10]
+
+
+def test_a_bucket_stays_an_address(loop, monkeypatch):
+    asked = []
+
+    class Enough(Exception):
+        pass
+
+    def checkpoints(folder, configuration):
+        asked.append(folder)
+        raise Enough
+
+    monkeypatch.setattr(loop.checkpoint, "Checkpoints", checkpoints)
+    with flagsaver.flagsaver(checkpoint_dir="gs://bucket/run", resume=True), pytest.raises(Enough):
+        train(loop)
+    assert [os.fspath(folder) for folder in asked] == ["gs://bucket/run/a_phase"]
