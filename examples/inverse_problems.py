@@ -37,7 +37,7 @@ MEMBERS, SIZE = 8, 64
 ZETA = 0.2
 """Standard deviation of the measurement's noise."""
 RUNGS, FACTOR = 8, 1.3
-"""Of the ladder of temperatures: neighbours swap a third of the time in 64 dimensions."""
+"""Of the ladder of temperatures: neighbours swap a quarter of the time in 64 dimensions."""
 STEP_SIZE, JOINT_STEP_SIZE, JOINT_STEPS = 0.07, 0.045, 250
 
 
