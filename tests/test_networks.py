@@ -72,7 +72,7 @@ def test_skip_is_added_and_wrong_sizes_raise():
     params = plain.init(KEY, X, T)
     difference = skipping.apply(params, X, T) - plain.apply(params, X, T)
     np.testing.assert_allclose(difference, ising.masked_conditionals(X), atol=1e-5)
-    with pytest.raises(ValueError, match="trailing size 9, this network has 16 sites"):
+    with pytest.raises(ValueError, match="x has trailing size 9, this network of side = 4 has 16"):
         plain.init(KEY, X[:, :9], T)
     with pytest.raises(ValueError, match="flip needs vocab_size = 2, got 3"):
         networks.MLPDenoiser(3, flip=True).init(KEY, X, T)
