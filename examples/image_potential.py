@@ -57,11 +57,11 @@ def make_call(make, network, optimizer, batch_size, mesh, chunk):
     init, _ = make(network.apply, optimizer)
 
     def step(key, state, flow, data):
-        keys = random.split(key, 4)
+        keys = random.split(key, 5)
         normals = lambda k: jax.vmap(lambda one: jax.random.normal(one, flow.shape[1:]))(
             random.example_keys(k, batch_size)
         )
-        x_0, x_1 = couplings.exact_ot(keys[0], normals(keys[0]), flow)
+        x_0, x_1 = couplings.exact_ot(keys[4], normals(keys[0]), flow)
         # One choice of what drops a step: chains and losses see the same potential.
         potential = functools.partial(network.apply, key=keys[2])
         return make(potential, optimizer)[1](keys[3], state, losses.Batch(x_0, x_1, data, normals(keys[1])))
