@@ -73,6 +73,14 @@ def finite_float(value: Any, name: str) -> float:
     return float(value)
 
 
+def below_one(value: Any, name: str) -> float:
+    """The value as a float; raises unless it is a number in [0, 1)."""
+    value = finite_float(value, name)
+    if not 0 <= value < 1:
+        raise ValueError(f"{name} must be in [0, 1), got {value}")
+    return value
+
+
 def float_array(x: Any, name: str, *, min_ndim: int = 0) -> jax.Array:
     """`x` as an array; raises TypeError unless floating, ValueError when it has too few axes."""
     dtype = getattr(x, "dtype", None)

@@ -69,8 +69,7 @@ class IterationConfig:
             if getattr(self, name) is not None:
                 checks.positive_float(getattr(self, name), name)
         checks.flag(self.fit_prior, "fit_prior")
-        if not 0 <= checks.finite_float(self.ema_decay, "ema_decay") < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+        checks.below_one(self.ema_decay, "ema_decay")
         if self.weight_clip is not None and self.weight_clip < 1:
             raise ValueError(f"weight_clip must be at least 1, got {self.weight_clip}")
 
@@ -149,8 +148,7 @@ def make_iteration(
         raise TypeError(f"algorithm must be an Algorithm, got {algorithm!r:.80}")
     checks.instance(process, Process, "process")
     checks.function(energy, "energy")
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r:.80}")
+    training.check_optimizer(optimizer)
     checks.instance(config, IterationConfig, "config")
     path = algorithm.path
     if process.path != path:

@@ -57,6 +57,12 @@ def init_train_state(params: PyTree, optimizer: optax.GradientTransformation) ->
     return TrainState(params, copy, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
+def check_optimizer(optimizer: Any) -> None:
+    """Raises TypeError unless it is an optax transformation, or has its two functions."""
+    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r:.80}")
+
+
 def make_train_step(
     loss_fn: LossFn,
     optimizer: optax.GradientTransformation,
@@ -77,10 +83,11 @@ def make_train_step(
       whose gradient is not finite changes nothing but the count and sets skipped to 1.
 
     Raises:
-      ValueError: `ema_decay` is not in [0, 1).
+      ValueError: `ema_decay` is not in [0, 1). TypeError: `loss_fn` or `optimizer` is nothing of that kind.
     """
-    if not 0 <= checks.finite_float(ema_decay, "ema_decay") < 1:
-        raise ValueError(f"ema_decay must be in [0, 1), got {ema_decay}")
+    checks.below_one(ema_decay, "ema_decay")
+    checks.function(loss_fn, "loss_fn")
+    check_optimizer(optimizer)
 
     def mean_loss(params, target_params, key, batch):
         loss, metrics = loss_fn(params, target_params, key, batch)

@@ -203,8 +203,7 @@ def contrastive_divergence_loss(
             raise ValueError(f"{name} must be a vector of at least 1, got shape {values.shape}")
     weight = checks.positive_float(weight, "weight", allow_zero=True)
     energy_l2 = checks.positive_float(energy_l2, "energy_l2", allow_zero=True)
-    if not 0 <= checks.finite_float(trim, "trim") < 1:
-        raise ValueError(f"trim must lie in [0, 1), got {trim}")
+    trim = checks.below_one(trim, "trim")
     if log_weights is None:
         log_weights = jnp.zeros_like(negative_values)
     log_weights = checks.float_array(log_weights, "log_weights")

@@ -54,8 +54,7 @@ class MatchingConfig:
         checks.positive_float(self.lambda_cd, "lambda_cd", allow_zero=True)
         for name in ("sigma", "energy_l2"):
             checks.positive_float(getattr(self, name), name, allow_zero=True)
-        if not 0 <= checks.finite_float(self.trim, "trim") < 1:
-            raise ValueError(f"trim must lie in [0, 1), got {self.trim}")
+        checks.below_one(self.trim, "trim")
         if self.floor is not None:
             checks.positive_float(self.floor, "floor", allow_zero=True)
         if self.gate is not None and not callable(self.gate):
@@ -159,7 +158,7 @@ def make_warm_up(
       `init(params) -> TrainState` and `step(key, state, batch) -> (state, metrics)`, which reads batch.x_0
       and batch.x_1; metrics are flow_loss and those of the train step and of `flow_matching_loss`.
     """
-    _check_parts(potential, optimizer)
+    checks.function(potential, "potential")
     sigma = checks.positive_float(sigma, "sigma", allow_zero=True)
 
     def loss_fn(params, target_params, key, batch):
@@ -201,7 +200,7 @@ def make_matching(
     Raises:
       TypeError: `potential` is not callable, `config` is no MatchingConfig.
     """
-    _check_parts(potential, optimizer)
+    checks.function(potential, "potential")
     config = MatchingConfig() if config is None else config
     if not isinstance(config, MatchingConfig):
         raise TypeError(f"config must be a MatchingConfig, got {config!r}")
@@ -248,10 +247,3 @@ def make_matching(
         return MatchingState(train, negatives.chains), metrics | negatives.metrics
 
     return init, step
-
-
-def _check_parts(potential: Any, optimizer: Any) -> None:
-    if not callable(potential):
-        raise TypeError(f"potential must be callable, got {potential!r}")
-    if not all(callable(getattr(optimizer, name, None)) for name in ("init", "update")):
-        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r:.80}")

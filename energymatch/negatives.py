@@ -278,8 +278,7 @@ class Restarted:
         checks.positive_float(self.step_size, "step_size")
         checks.positive_float(self.burn_in, "burn_in", allow_zero=True)
         unit_interval(self.tau_star, "tau_star")
-        if checks.positive_float(self.restart, "restart", allow_zero=True) > 1:
-            raise ValueError(f"restart must lie in [0, 1], got {self.restart}")
+        unit_interval(self.restart, "restart")
         if self.restart == 1 and self._burn_in_steps > self.num_steps:
             raise ValueError(
                 f"restart must be below 1 where burn_in = {self.burn_in} takes more than num_steps = "

@@ -114,8 +114,7 @@ def report(network, params, data, phases, preset, mesh, output, settings, sample
 def tiled(x):
     """[N, H, W, C] as one picture of 8 to a row, a line between them."""
     columns = min(8, len(x))
-    x = x[: len(x) // columns * columns]
-    x = np.pad(x, ((0, 0), (1, 0), (1, 0), (0, 0)), constant_values=255)
+    x = np.pad(x, ((0, -len(x) % columns), (1, 0), (1, 0), (0, 0)), constant_values=255)
     rows = x.reshape(-1, columns, *x.shape[1:]).transpose(0, 2, 1, 3, 4)
     picture = rows.reshape(rows.shape[0] * rows.shape[1], columns * rows.shape[3], -1)
     return picture.repeat(3, -1) if picture.shape[-1] == 1 else picture

@@ -500,7 +500,7 @@ V = jnp.ones(4)
                TypeError, "negative_values must be floating point, got dtype int32"),
         raises(lambda: contrast(V, V, weight=-1.0),
                ValueError, "weight must be finite and non-negative, got -1.0"),
-        raises(lambda: contrast(V, V, trim=1.0), ValueError, r"trim must lie in \[0, 1\), got 1.0"),
+        raises(lambda: contrast(V, V, trim=1.0), ValueError, r"trim must be in \[0, 1\), got 1.0"),
         raises(lambda: contrast(V, V, trim="1"), TypeError, "trim must be a number, got '1'"),
         raises(lambda: contrast(V, V, floor=-1.0),
                ValueError, "floor must be finite and non-negative, got -1.0"),

@@ -398,7 +398,7 @@ def one_step(config, key=KEY, batch=BATCH, potential=NET.apply):
         raises(lambda: Config(sigma="s"), TypeError, "sigma must be a number, got 's'"),
         raises(lambda: Config(gate=0.8), TypeError, "gate must be callable or None, got 0.8"),
         raises(lambda: Config(negatives=200), TypeError, "negatives must have init and draw, got 200"),
-        raises(lambda: one_step(Config(trim=1.0)), ValueError, r"trim must lie in \[0, 1\), got 1.0"),
+        raises(lambda: one_step(Config(trim=1.0)), ValueError, r"trim must be in \[0, 1\), got 1.0"),
         raises(lambda: one_step(Config(floor=-1.0)), ValueError, "floor must be .* non-negative, got -1.0"),
         raises(lambda: one_step(Config(), key=7), TypeError, "key must be a typed PRNG key, .* got 7"),
         raises(lambda: one_step(Config(), potential=lambda p, x: x),
