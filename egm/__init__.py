@@ -1,4 +1,9 @@
-"""egm: learn a sampler from an energy by Energy-based Generator Matching (arXiv 2505.19646)."""
+"""egm: learn a sampler from an energy by Energy-based Generator Matching (arXiv 2505.19646).
+
+`egm.networks` (Flax) and `egm.checkpoint` (orbax) are imported when they are first used.
+"""
+
+import importlib
 
 from egm import (
     algorithms,
@@ -7,6 +12,7 @@ from egm import (
     collectives,
     divergences,
     energies,
+    evidence,
     heads,
     importance,
     iteration,
@@ -16,17 +22,20 @@ from egm import (
     processes,
     random,
     scales,
+    smoothness,
+    summation,
     training,
 )
 from egm.estimators import estimate
-from egm.simulate import path_log_weights, simulate, simulate_reverse
-from egm.typing import SNIS, Energy, Estimate, Path, Process, Trajectory
+from egm.simulate import draw_prior, path_log_weights, simulate, simulate_reverse
+from egm.typing import SNIS, Energy, Estimate, Path, PriorDraw, Process, Trajectory
 
 __all__ = [
     "SNIS",
     "Energy",
     "Estimate",
     "Path",
+    "PriorDraw",
     "Process",
     "Trajectory",
     "algorithms",
@@ -34,8 +43,10 @@ __all__ = [
     "buffer",
     "collectives",
     "divergences",
+    "draw_prior",
     "energies",
     "estimate",
+    "evidence",
     "heads",
     "importance",
     "iteration",
@@ -48,5 +59,19 @@ __all__ = [
     "scales",
     "simulate",
     "simulate_reverse",
+    "smoothness",
+    "summation",
     "training",
 ]
+
+_ON_FIRST_USE = ("checkpoint", "checks", "configuration", "estimators", "networks", "typing")
+
+
+def __getattr__(name: str):
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

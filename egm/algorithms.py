@@ -63,11 +63,14 @@ class Tempered(NamedTuple):
       energy: E.
       scale: in [0, 1].
       reference: its energy, `[...] = reference(x)`, constant in the tokens; None for 0 everywhere.
+      smooth: whether its gradient may stand for it, a scalar bool, offered as `differentiable`; None
+        where that is not known but by what E itself says.
     """
 
     energy: Energy
     scale: Array
     reference: Callable[[State], Array] | None = None
+    smooth: Array | None = None
 
     def __call__(self, x: State) -> Array:
         """The annealed energy, [...]."""
@@ -87,6 +90,8 @@ class Tempered(NamedTuple):
             return lambda x: self._mix(relaxed, x)
         if name == "conditional_evaluations":
             return self.energy.conditional_evaluations
+        if name == "differentiable":
+            return self.energy.differentiable if self.smooth is None else self.smooth
         raise AttributeError(name)
 
 
@@ -120,6 +125,19 @@ class Weighted:
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
         return lambda x, t: self.head.generator(self.apply(params, x, t), x, t, energy)
+
+    def differentiable(self, keys: Key, x_1: State, t: Array, energy: Energy) -> tuple[Array, int]:
+        """(whether targets may use the gradient of the energy around x_1 at t, evaluations of E spent).
+
+        Args:
+          keys: [B]. x_1: states with one batch axis B. t: [B]. energy: E, annealed.
+        """
+        count = self.head.probe_evaluations(energy) if hasattr(self.head, "probe_evaluations") else 0
+        if not self.energy_targets or not count:
+            told = getattr(energy, "differentiable", True) if self.energy_targets else True
+            return jnp.asarray(told, bool), 0
+        x_t = random.per_example(self.path.sample, keys, x_1, t)
+        return self.head.differentiable(x_1, x_t, t, energy), t.shape[0] * count
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""

@@ -142,10 +142,10 @@ class LocalGenerator:
 
 
 def with_tokens(x: Array, sites: Array, vocab_size: int) -> Array:
-    """[V, N, L] the states x [N, L] with each token at site `sites` [N]."""
-    x = checks.integer_array(x, "x", 2)
-    sites = checks.integer_array(sites, "sites", 1)
+    """[V, N, L] int32, the states x [N, L] with each token at site `sites` [N]."""
     checks.positive_int(vocab_size, "vocab_size")
+    x = checks.tokens(checks.integer_array(x, "x", 2), vocab_size)
+    sites = checks.integer_array(sites, "sites", 1)
     if sites.shape != x.shape[:1]:
         raise ValueError(f"sites must have shape {x.shape[:1]}, as x has, got {sites.shape}")
     chosen = jnp.arange(x.shape[-1])[None, :] == sites[:, None]
@@ -197,8 +197,10 @@ def local_target(
     batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
         raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
+    x_t = jax.tree.map(checks.wide, x_t)
+    checks.not_empty(x_t, "x_t")
     t = checks.time(t, "t", batch)
-    keys = random.example_keys(key, batch[0])
+    keys = random.derive(random.example_keys(key, batch[0]), "local_target")
     if isinstance(path, MaskedPath):
         return _one_site_target(keys, boundary_g, path, x_t, t)
     if isinstance(path, GaussianPath):
@@ -208,9 +210,9 @@ def local_target(
 
 def _one_site_target(keys: Array, boundary_g: ModelFn, path: MaskedPath, x_t: Array, t: Array) -> Array:
     hidden = path.masked(x_t)
-    logits = jnp.where(hidden, 0.0, -jnp.inf)
-    site = random.per_example(jax.random.categorical, keys, logits)
+    site = random.per_example(random.categorical, keys, hidden)
     states = with_tokens(x_t, site, path.vocab_size)
+    x_t = checks.tokens(x_t, path.vocab_size)
     states = jnp.where(jnp.any(hidden, axis=-1)[None, :, None], states, x_t[None])
     return importance.log_mean_exp(_flat_call(boundary_g, states, t), axis=0)
 
@@ -266,9 +268,9 @@ def _product_target(
         else:
             targets.append(local_target(k_parts[i], part_g, part_path, part, t, num_steps))
         open_.append(~part_path.determined(part, t))
-    logits = jnp.where(jnp.stack(open_, axis=-1), 0.0, -jnp.inf)
-    logits = jnp.where(jnp.any(jnp.stack(open_), axis=0)[:, None], logits, 0.0)
-    turn = random.per_example(jax.random.categorical, k_turn, logits)
+    allowed = jnp.stack(open_, axis=-1)
+    allowed = allowed | ~jnp.any(allowed, axis=-1, keepdims=True)
+    turn = random.per_example(random.categorical, k_turn, allowed)
     return jnp.take_along_axis(jnp.stack(targets, axis=-1), turn[:, None], axis=-1)[:, 0]
 
 

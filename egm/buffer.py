@@ -63,7 +63,8 @@ def add(buffer: Buffer, items: Any, valid: Array | None = None) -> Buffer:
       The state after.
 
     Raises:
-      ValueError: N exceeds the capacity, or a shape differs from the buffer's.
+      ValueError: N exceeds the capacity, or a shape differs from the buffer's. TypeError: integers that the
+        buffer's dtype may not hold, such as int32 tokens in one of uint8.
     """
     capacity = _capacity(checks.instance(buffer, Buffer, "buffer"))
     if not all(hasattr(a, "shape") and len(a.shape) for a in jax.tree.leaves(items)):
@@ -72,6 +73,10 @@ def add(buffer: Buffer, items: Any, valid: Array | None = None) -> Buffer:
     came = jax.tree.map(lambda a: a.shape[1:], items)
     if shapes != came:
         raise ValueError(f"items have shapes {came} without their leading axis, the buffer holds {shapes}")
+    for held, new in zip(jax.tree.leaves(buffer.items), jax.tree.leaves(items), strict=True):
+        integer = jnp.issubdtype(held.dtype, jnp.integer)
+        if integer and jnp.promote_types(held.dtype, new.dtype) != held.dtype:
+            raise TypeError(f"items must fit what the buffer holds, {held.dtype}, got {new.dtype}")
     sizes = sorted({a.shape[0] for a in jax.tree.leaves(items)})
     if len(sizes) > 1:
         raise ValueError(f"items must share their leading size, got {sizes}")

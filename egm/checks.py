@@ -24,10 +24,25 @@ def concrete(value: Any) -> np.ndarray | None:
 
 
 def function(value: Any, name: str) -> Any:
-    """The value itself; raises TypeError unless it is callable."""
+    """The value itself; raises TypeError unless it can be called (a Flax module cannot)."""
     if not callable(value):
         raise TypeError(f"{name} must be callable, got {value!r:.80}")
+    if _is_unbound_flax_module(value):
+        kind = type(value).__name__
+        raise TypeError(
+            f"{name} must be a function, got the Flax module {kind} itself: pass its `module.apply` where "
+            f"parameters are the first argument, else a function that calls it with them"
+        )
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be a function, got the class {value.__name__}: pass an instance of it")
     return value
+
+
+def _is_unbound_flax_module(value: Any) -> bool:
+    """Whether it is a `flax.linen.Module` without parameters; told by name, so that Flax is not imported."""
+    kinds = type(value).__mro__
+    linen = any(k.__name__ == "Module" and k.__module__.startswith("flax.linen") for k in kinds)
+    return linen and getattr(value, "scope", None) is None
 
 
 def flag(value: Any, name: str) -> bool:
@@ -47,16 +62,21 @@ def instance(value: Any, kind: Any, name: str) -> Any:
 def positive_int(value: Any, name: str, minimum: int = 1) -> int:
     """The value as an int; raises TypeError unless integral, ValueError when below `minimum`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise TypeError(f"{name} must be an int, got {value!r}")
+        raise TypeError(f"{name} must be an int, got {value!r:.80}")
     if value < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     return int(value)
 
 
+def _number(value: Any, name: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        hint = " (float() makes a number of it)" if isinstance(value, jax.Array | np.ndarray) else ""
+        raise TypeError(f"{name} must be a number, got {value!r:.80}{hint}")
+
+
 def positive_float(value: Any, name: str, *, allow_zero: bool = False) -> float:
     """The value as a float; raises unless it is a finite number above (or at) zero."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    _number(value, name)
     ok = np.isfinite(value) and (value >= 0 if allow_zero else value > 0)
     if not ok:
         expected = "non-negative" if allow_zero else "positive"
@@ -66,8 +86,7 @@ def positive_float(value: Any, name: str, *, allow_zero: bool = False) -> float:
 
 def finite_float(value: Any, name: str) -> float:
     """The value as a float; raises unless it is a finite real number."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number, got {value!r}")
+    _number(value, name)
     if not np.isfinite(value):
         raise ValueError(f"{name} must be finite, got {value}")
     return float(value)
@@ -99,13 +118,43 @@ def as_array(x: Any, name: str, expected: str = "an array of numbers") -> jax.Ar
             return jnp.asarray(x)
         except (TypeError, ValueError):
             pass
+    if hasattr(x, "__array__") and np.asarray(x).dtype == np.dtype(object):
+        raise TypeError(f"{name} must be {expected}, got Python objects (dtype object): see x.astype")
     raise TypeError(f"{name} must be {expected}, got {x!r:.80}")
+
+
+def wide(x: Any) -> jax.Array:
+    """`x` as an array wide enough to compute with: floats as float32, integers as int32, or wider.
+
+    A network may run in bfloat16, data may be stored as int8: sums, weights, averages and random numbers
+    are never made in such a dtype, and a token of one would meet V, which it cannot hold.
+    """
+    x = jnp.asarray(x)
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4:
+        return x.astype(jnp.float32)
+    if jnp.issubdtype(x.dtype, jnp.integer) and x.dtype.itemsize < 4:
+        return x.astype(jnp.int32)
+    return x
+
+
+def tokens(x: Any, vocab_size: int) -> jax.Array:
+    """Integers as int32 tokens for a vocabulary of V: what lies outside 0..V stays outside.
+
+    So no token is ever compared with V, or set to it, in a dtype that does not hold V.
+    """
+    x = wide(x)
+    if x.dtype == jnp.int32:
+        return x
+    lowest = 0 if jnp.issubdtype(x.dtype, jnp.unsignedinteger) else -1
+    return jnp.clip(x, lowest, vocab_size + 1).astype(jnp.int32)
 
 
 def center(value: Any, name: str) -> float | tuple[float, ...]:
     """A point: the value as a float or a tuple of floats; raises unless finite numbers."""
     if isinstance(value, str) or not np.iterable(value):
         return finite_float(value, name)
+    if not hasattr(value, "__len__"):
+        raise TypeError(f"{name} must be a number or a tuple of numbers, got a {type(value).__name__}")
     if np.ndim(value) != 1:
         raise ValueError(f"{name} must be a number or a tuple of numbers, got shape {np.shape(value)}")
     return tuple(finite_float(v, name) for v in value)
@@ -132,8 +181,8 @@ def bool_vector(x: Any, name: str, size: int) -> jax.Array:
 
 
 def vector(x: Any, name: str) -> jax.Array:
-    """`x` as a floating array [N] with N >= 1; raises as `float_array`, and ValueError for another shape."""
-    x = float_array(x, name)
+    """`x` as an array [N] in float32 or wider, N >= 1; raises as `float_array`, and ValueError by shape."""
+    x = wide(float_array(x, name))
     if x.ndim != 1 or x.size == 0:
         raise ValueError(f"{name} must have shape [N], N at least 1, got {x.shape}")
     return x
@@ -142,7 +191,11 @@ def vector(x: Any, name: str) -> jax.Array:
 def key_array(key: Any, name: str = "key") -> jax.Array:
     """`key` itself; raises TypeError unless it is a typed PRNG key (or an array of them)."""
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        came = f"dtype {key.dtype}" if hasattr(key, "dtype") else repr(key)
+        came = f"dtype {key.dtype}" if hasattr(key, "dtype") else f"{key!r:.80}"
+        if getattr(key, "dtype", None) == np.uint32:
+            came += (
+                ", an untyped key as of jax.random.PRNGKey (jax.random.wrap_key_data makes it a typed one)"
+            )
         raise TypeError(f"{name} must be a typed PRNG key, as jax.random.key(seed) makes, got {came}")
     return key
 
@@ -152,6 +205,14 @@ def one_key(key: Any, name: str = "key") -> jax.Array:
     if key_array(key, name).shape != ():
         raise ValueError(f"{name} must be one key, got an array of keys of shape {key.shape}")
     return key
+
+
+def not_empty(x: Any, name: str) -> Any:
+    """The batch (an array or a pytree) itself; raises ValueError where it has no example."""
+    for leaf in jax.tree.leaves(x):
+        if np.ndim(leaf) > 0 and np.shape(leaf)[0] == 0:
+            raise ValueError(f"{name} must have at least one example, got shape {np.shape(leaf)}")
+    return x
 
 
 def time(t: Any, name: str, batch_shape: tuple[int, ...]) -> jax.Array:
@@ -193,12 +254,13 @@ def time_order(t: Any, r: Any) -> None:
 
 
 def model_output(out: Any, name: str, shape: tuple[int, ...]) -> jax.Array:
-    """What a user's function returned, as a floating array; raises unless it has the expected shape."""
+    """What a user's function returned, in float32 or wider; raises unless it has the expected shape."""
     if not hasattr(out, "shape"):
         raise TypeError(f"{name} must return an array of shape {shape}, got {type(out).__name__}")
     if tuple(out.shape) != tuple(shape):
-        raise ValueError(f"{name} must return shape {shape}, got {tuple(out.shape)}")
+        hint = ": leave out its last axis, `out[..., 0]`" if tuple(out.shape) == (*shape, 1) else ""
+        raise ValueError(f"{name} must return shape {tuple(shape)}, got {tuple(out.shape)}{hint}")
     out = jnp.asarray(out)
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(f"{name} must return a floating dtype, got {out.dtype}")
-    return out
+    return wide(out)

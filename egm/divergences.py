@@ -69,7 +69,7 @@ def denoiser_kl(target: Array, logits: Array, site_weights: Array | None = None)
     per_site = -jnp.sum(jnp.where(target > 0, target * log_p, 0.0), axis=-1)
     if site_weights is None:
         return jnp.sum(per_site, axis=-1)
-    site_weights = checks.float_array(site_weights, "site_weights")
+    site_weights = checks.wide(checks.float_array(site_weights, "site_weights"))
     if site_weights.shape != per_site.shape:
         raise ValueError(f"site_weights must have shape {per_site.shape}, got {site_weights.shape}")
     return jnp.sum(jnp.where(site_weights > 0, site_weights * per_site, 0.0), axis=-1)
@@ -128,4 +128,4 @@ def _checked(
     prediction = checks.float_array(prediction, name, min_ndim=min_ndim)
     if target.shape != prediction.shape:
         raise ValueError(f"target has shape {target.shape}, the {name} has shape {prediction.shape}")
-    return jax.lax.stop_gradient(target), prediction
+    return jax.lax.stop_gradient(checks.wide(target)), checks.wide(prediction)

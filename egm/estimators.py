@@ -66,12 +66,14 @@ def estimate(
     batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
         raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
+    checks.not_empty(x_t, "x_t")
     num_samples = checks.positive_int(num_samples, "num_samples")
     check_chunk_size(chunk_size)
     concrete_r = checks.concrete(r)
     naive = concrete_r is not None and bool((concrete_r == 1).all())
     t, r = checks.time_pair(t, r, batch)
-    keys = random.example_keys(key, batch[0])
+    keys = random.derive(random.example_keys(key, batch[0]), "estimate")
+    x_t = jax.tree.map(checks.wide, x_t)
 
     in_range = (t >= 0) & (t < r) & (r <= 1) & path.contains(x_t)
     safe_t = jnp.where(in_range, jnp.maximum(t, path.t_min), path.t_min)

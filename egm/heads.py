@@ -15,8 +15,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from egm import checks, divergences, importance
+from egm import checks, divergences, importance, smoothness
 from egm.paths._gaussian_base import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
@@ -100,7 +101,7 @@ class DenoiserHead:
         """
         del x_t, t
         conditionals = getattr(energy, "single_site_conditionals", None)
-        plain = jax.nn.one_hot(x_1, self.path.vocab_size)
+        plain = jax.nn.one_hot(checks.tokens(x_1, self.path.vocab_size), self.path.vocab_size)
         if conditionals is None:
             return plain
         logits = conditionals(x_1)
@@ -128,14 +129,22 @@ class DenoiserHead:
         output = checks.float_array(output, "output")
         if output.shape != shape:
             raise ValueError(f"output must have shape {shape} for x_t {x_t.shape}, got {output.shape}")
-        return x_t, output
+        return checks.tokens(x_t, self.path.vocab_size), checks.wide(output)
 
 
 class ConditionalScore(NamedTuple):
-    """A conditional target on a Gaussian path: score [B, D] and the x_1 [B, D] that it comes from."""
+    """A conditional target on a Gaussian path.
+
+    Attributes:
+      score: [B, D].
+      x_1: [B, D] the data that it comes from.
+      weight: [B] of its loss, a function of t: that of the noise alone is as wide as b / sigma, so that
+        a mean over t would hang on its end. None for ones.
+    """
 
     score: Array
     x_1: Array
+    weight: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,9 +165,16 @@ class ScoreHead:
       data_scale: S, the extent of the target (of the annealing's reference).
       center: m, a number or a tuple of D.
       energy_skip: start from the energy's own score; without it c = 0 in the score's first two terms.
-      target_score: use grad E in conditional targets.
+      target_score: use grad E in conditional targets where exp(-E) has no jump (below).
       max_target_norm: cut b |score| of targets at this multiple of sqrt(D); None for no cut.
       max_drift_norm: the same for the model's score, and always at most 10 for the skip's bracket.
+
+    The target-score form has the right mean only where exp(-E) is continuous and grad E its gradient:
+    where E jumps or has a wall (+inf), is constant by pieces, or hides its gradient, the mean lacks what
+    the jump adds, and stays wrong however much is trained. So a conditional target asks first, by
+    `differentiable`, and is the noise alone for the whole batch where the answer is no. (The mixing
+    weight may depend on x_t and t, but a choice by x_1 would bias smooth energies.) An energy answers
+    for itself by an attribute `differentiable`, a bool; `make_iteration` asks once an iteration.
 
     Source: preconditioning after arXiv 2206.00364; target score matching, arXiv 2402.08667.
     """
@@ -197,18 +213,44 @@ class ScoreHead:
     ) -> ConditionalScore:
         """The mix of the two forms of the conditional score.
 
-        Without E, and where its gradient is not finite, it is the noise alone.
+        Without E, where it is not `differentiable`, and where its gradient is not finite, it is the noise
+        alone; at t = 1, where there is none, what is left of the mix.
         """
         level = self._level(t, x_t)
-        score = (level.alpha * x_1 - x_t) / level.variance
+        noisy = level.variance > 0
+        score = (level.alpha * x_1 - x_t) / jnp.where(noisy, level.variance, 1.0)
+        share = (level.variance / level.spread**2)[:, 0]
         if energy is not None and self.target_score:
+            smooth = self.differentiable(x_1, x_t, t, energy)
             # (1 - c)/sigma^2 = 1/b^2: finite at t = 1.
             noise = (level.alpha * x_1 - x_t) / level.spread**2
             own = _score(energy, x_1, self.path)
             finite = jnp.all(jnp.isfinite(own), axis=-1, keepdims=True)
             mix = level.gate * jnp.where(finite, own, 0.0) / level.alpha + noise
-            score = jnp.where(finite, mix, score)
-        return ConditionalScore(score, x_1)
+            score = jnp.where(finite & (smooth | ~noisy), mix, score)
+            # By the choice for the whole batch: a weight that went by x_1 would move the mean.
+            share = jnp.where(smooth, 1.0, share)
+        return ConditionalScore(score, x_1, share)
+
+    def differentiable(self, x_1: Array, x_t: Array, t: Array, energy: Energy) -> Array:
+        """Whether conditional targets may use grad E: a scalar bool, by what E says of itself or a probe.
+
+        The probe (`egm.smoothness`) follows E from up to 64 of the x_1 through x_t / alpha to as far on
+        the other side, which is where the noise of their times reaches.
+        """
+        if not self.target_score:
+            return jnp.ones((), bool)
+        told = getattr(energy, "differentiable", None)
+        if told is not None:
+            return jnp.asarray(told, bool)
+        batch = x_1.shape[0]
+        rows = jnp.asarray(_spread(batch))
+        level = self._level(t, x_t)
+        start = x_1[rows]
+        stop = 2 * x_t[rows] / level.alpha[rows] - start
+        part = energy.rows(rows) if hasattr(energy, "rows") else energy
+        start, stop = jax.lax.stop_gradient((start, stop))
+        return jax.lax.stop_gradient(smoothness.is_smooth(smoothness.probe_segments(part, start, stop)))
 
     def divergence(
         self,
@@ -219,6 +261,8 @@ class ScoreHead:
         energy: Energy | None = None,
     ) -> Array:
         """[B] b^2 |score - target|^2 / D, and for a conditional target that of the variance too.
+
+        A conditional target may bring a weight for the first: sigma^2 / b^2 where it is the noise alone.
 
         The variance's is the Itakura-Saito divergence from the squared residual of x_1, whose minimiser
         is the mean square around the model's own posterior mean (its error included).
@@ -233,6 +277,8 @@ class ScoreHead:
         loss = divergences.squared_error(wanted, prediction) / self._dimension(x_t)
         if not isinstance(target, ConditionalScore):
             return loss
+        if target.weight is not None:
+            loss = loss * target.weight
         residual = level.alpha * target.x_1 - x_t - level.variance / level.spread * prediction
         base = level.alpha**2 * self._base_variance(level, x_t)
         # At t = 1 there is nothing to learn: no variance is left.
@@ -248,6 +294,11 @@ class ScoreHead:
             prediction = self._normalised(output, x_t, level, energy)
             found["drift_clipped"] = jnp.mean(self._clip(prediction, self.max_drift_norm)[1])
         return found
+
+    def probe_evaluations(self, energy: Energy) -> int:
+        """Evaluations of E an example in `differentiable`."""
+        known = not self.target_score or getattr(energy, "differentiable", None) is not None
+        return 0 if known else smoothness.NUM_EVALUATIONS
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
         """One gradient each."""
@@ -280,7 +331,7 @@ class ScoreHead:
             own = level.gate * level.spread / level.alpha * _score(energy, x / level.alpha, self.path)
             own, _ = self._clip(own, min(self.max_drift_norm or 10.0, 10.0))
             skip = level.gate * own + (1 - level.gate) * skip
-        return self.path.project(skip + output[..., 0])
+        return self.path.project(skip + checks.wide(output)[..., 0])
 
     def _target(self, target, x, t, level):
         """(b times the target score [B, D], whether it was cut [B])."""
@@ -356,6 +407,16 @@ class ProductHead:
             found.append(head.conditional_target(parts_1[i], parts_t[i], t, leaf))
         return self._treedef.unflatten(found)
 
+    def differentiable(self, x_1: State, x_t: State, t: Array, energy: Energy) -> Array:
+        """Whether the targets of all leaves may use the energy's gradient: a scalar bool."""
+        parts_1, parts_t = self._parts(x_1, "x_1"), self._parts(x_t, "x_t")
+        smooth = jnp.ones((), bool)
+        for i, head in enumerate(self._heads):
+            if hasattr(head, "differentiable"):
+                leaf = _LeafEnergy(energy, self._treedef, tuple(parts_1), i)
+                smooth = smooth & head.differentiable(parts_1[i], parts_t[i], t, leaf)
+        return smooth
+
     def divergence(
         self, target: PyTree, output: PyTree, x_t: State, t: Array, energy: Energy | None = None
     ) -> Array:
@@ -375,6 +436,10 @@ class ProductHead:
             for name, value in head.metrics(wanted, out, x, t, leaf).items():
                 found.setdefault(name, []).append(value)
         return {name: jnp.mean(jnp.stack(values)) for name, values in found.items()}
+
+    def probe_evaluations(self, energy: Energy) -> int:
+        """The sum over the leaves."""
+        return sum(h.probe_evaluations(energy) for h in self._heads if hasattr(h, "probe_evaluations"))
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
         """The sums over the leaves."""
@@ -415,11 +480,17 @@ class _LeafEnergy(NamedTuple):
     def __call__(self, part: State) -> Array:
         return self.energy(self._state(part))
 
+    def rows(self, index: Array) -> _LeafEnergy:
+        """That of some of the states."""
+        return self._replace(parts=jax.tree.map(lambda a: a[index], self.parts))
+
     def __getattr__(self, name: str):
         # Offered only where the energy itself offers it, as `hasattr` must tell.
         if name == "single_site_conditionals":
             conditionals = self.energy.single_site_conditionals
             return lambda part: conditionals(self._state(part))
+        if name == "differentiable":
+            return self.energy.differentiable
         raise AttributeError(name)
 
 
@@ -430,6 +501,11 @@ class _Level(NamedTuple):
     variance: Array
     spread: Array
     gate: Array
+
+
+def _spread(batch: int, most: int = 64) -> np.ndarray:
+    """Indices of up to `most` examples, evenly over the batch."""
+    return np.arange(min(batch, most)) * batch // min(batch, most) if batch else np.zeros(0, np.int32)
 
 
 def _score(energy: Callable[[Array], Array], x: Array, path: Path) -> Array:
@@ -444,4 +520,4 @@ def _score(energy: Callable[[Array], Array], x: Array, path: Path) -> Array:
 
 def _log_factor(output: Array) -> Array:
     """G, bounded so that no exponential overflows."""
-    return 8.0 * jnp.tanh(output[..., 1] / 8.0)
+    return 8.0 * jnp.tanh(checks.wide(output)[..., 1] / 8.0)

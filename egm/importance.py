@@ -1,4 +1,4 @@
-"""Self-normalised importance sampling: weights, log-mean-exp, effective sample size.
+"""Self-normalised importance sampling: weights, log-mean-exp, effective sample size, reliability.
 
 The kernel of both packages. All of it works along one axis of K samples that may also be split over
 devices (`axis_name`) or arrive in chunks (`Running`, which never holds more than a chunk). NaN and
@@ -38,7 +38,7 @@ def snis(log_weights: Array, axis: int = 0, axis_name: str | None = None) -> SNI
     Raises:
       TypeError: the log-weights are not floating point. ValueError: `axis` does not exist or is empty.
     """
-    log_weights = checks.float_array(log_weights, "log_weights", min_ndim=1)
+    log_weights = checks.wide(checks.float_array(log_weights, "log_weights", min_ndim=1))
     if isinstance(axis, bool) or not isinstance(axis, int):
         raise TypeError(f"axis must be an int, got {axis!r:.80}")
     if not -log_weights.ndim <= axis < log_weights.ndim:
@@ -86,6 +86,150 @@ def clipped_probabilities(log_weights: Array, clip: float | None) -> tuple[Array
     return kept / jnp.where(total > 0, total, 1.0), clipped_mass
 
 
+MAX_TAIL_INDEX = 0.7
+"""Above it the mean of weights is not to be trusted at any practical N (Vehtari et al., section 3)."""
+MIN_EFFECTIVE_NUMBER = 100
+"""N * ESS below which weights are called collapsed: the relative error of their mean is above 1/10."""
+_MIN_FIT, _PRIOR_COUNT, _PRIOR_INDEX = 5, 10, 0.5
+
+
+class Reliability(NamedTuple):
+    """Whether N weights determine their own mean, and what that rests on.
+
+    Attributes:
+      tail_index: k-hat, the shape of the generalised Pareto tail of the largest weights: moments of order
+        1/k and above do not exist. 0 where the largest weights are all the same number (no tail); +inf
+        where too few of them differ from the rest to fit one, or no weight is positive.
+      effective_number: N times the ESS, in [0, N].
+      effective_limit: lower limit of that number at 90%: the largest weights are put where the upper
+        limit of k expects them, so that a lucky draw without large weights does not pass for a good one.
+      largest_weight: the largest normalised weight, in [0, 1].
+      unseen: bound on how far the log of the mean weight lies too low because the tail has not been seen
+        to its end: the tail's mean at the three-sigma upper limit of k, given that a mean exists.
+      tail_start: the log-weight above which the tail begins, -inf where no weight is positive.
+      equal: bool, whether all N log-weights are one finite number: plain samples.
+      reliable: bool, tail_index <= .7 and effective_limit >= 100 (hence effective_number >= 100).
+    """
+
+    tail_index: Array
+    effective_number: Array
+    effective_limit: Array
+    largest_weight: Array
+    unseen: Array
+    tail_start: Array
+    equal: Array
+    reliable: Array
+
+
+def reliability(log_weights: Array, axis_name: str | None = None) -> Reliability:
+    """Whether a mean of weights, or under them, has an error that can be stated.
+
+    The ESS cannot say so by itself: it is at least 1/N however few the samples that matter, and large
+    weights that were not drawn are not in it. The tail of those that were drawn foretells them.
+
+    Args:
+      log_weights: [N], by the rules of `snis`.
+      axis_name: mapped axis over which they are split as well; N is then the total.
+
+    Returns:
+      Reliability of scalars, without gradient.
+
+    Source: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling (JMLR 2024), for the
+    number of weights in the tail, min(N/5, 3 sqrt N), the regularised k-hat and its limit .7; Zhang and
+    Stephens (Technometrics 2009) for the estimator of k; Smith (Biometrika 1985) for its variance.
+    """
+    log_weights = jax.lax.stop_gradient(checks.vector(log_weights, "log_weights"))
+    n_here = log_weights.shape[0]
+    n = n_here * collectives.axis_size(axis_name)
+    record = snis(log_weights, 0, axis_name)
+    clean = jnp.where(nonfinite(log_weights), -jnp.inf, log_weights)
+    size = min(max(int(min(0.2 * n, 3 * math.sqrt(n))), 1), n - 1)
+    top = _largest(clean, size + 1, axis_name)
+    smallest = -collectives.pmax(jnp.max(-clean), axis_name)
+    peak = jnp.where(jnp.isfinite(top[0]), top[0], 0.0)
+    # Sums of float32 differ in the last digits where the weights are one number.
+    same = 32 * jnp.finfo(top.dtype).eps * jnp.maximum(jnp.abs(peak), 1.0)
+    # Weights of zero become negligible ones, whose differences are finite.
+    gaps = jnp.maximum(top, peak - 300.0) - jnp.maximum(top[-1], peak - 300.0)
+    effective = n * record.ess
+    index, limit, unseen = _pareto_tail(gaps[:-1], same, n, peak - record.log_mean, effective)
+    positive = jnp.isfinite(top[0])
+    index = jnp.where(positive, index, jnp.inf)
+    reliable = (index <= MAX_TAIL_INDEX) & (limit >= MIN_EFFECTIVE_NUMBER * (1 - 1e-4))
+    largest = jnp.where(positive, jnp.exp(peak - record.log_mean) / n, 0.0)
+    equal = positive & (top[0] - smallest <= same)
+    unseen = jnp.where(positive, unseen, jnp.inf)
+    return Reliability(index, effective, limit, largest, unseen, top[-1], equal, reliable)
+
+
+def _largest(x: Array, count: int, axis_name: str | None) -> Array:
+    """[count] the largest of x over all shards, in decreasing order."""
+    here = jax.lax.top_k(x, min(count, x.shape[0]))[0]
+    return here if axis_name is None else jax.lax.top_k(collectives.all_gather(here, axis_name), count)[0]
+
+
+def _pareto_tail(
+    gaps: Array, same: Array, n: int, log_peak: Array, effective: Array
+) -> tuple[Array, Array, Array]:
+    """(k-hat, limit of the effective number, log of how much the mean may grow) of n weights.
+
+    `gaps` [M] are the log-weights of the tail less the log of the threshold, decreasing; `same` is the
+    gap that is none; `log_peak` the largest log-weight less that of the mean of all n.
+    """
+    m = gaps.shape[0]
+    if m == 0:
+        return jnp.asarray(jnp.inf, gaps.dtype), effective, jnp.asarray(jnp.inf, gaps.dtype)
+    above = gaps > same
+    count = jnp.sum(above)
+    widest = jnp.maximum(gaps[0], same)
+    # Excess over the threshold, the largest one 1: (e^g - 1) / (e^g_max - 1), which cannot overflow.
+    y = jnp.where(above, jnp.exp(gaps - widest) * jnp.expm1(-gaps) / jnp.expm1(-widest), 0.0)
+    weight = above / jnp.maximum(count, 1)
+    # Theta = -k / sigma on the grid of Zhang and Stephens, with their prior's scale 3 and first quartile.
+    num_grid = 30 + int(math.sqrt(m))
+    place = jnp.maximum((count / 4 + 0.5).astype(int), 1)
+    quartile = jnp.maximum(y[jnp.clip(count - place, 0, m - 1)], 1e-30)
+    grid = 1 + (1 - jnp.sqrt(num_grid / (jnp.arange(num_grid) + 0.5))) / (3 * quartile)
+    log_scale = jax.vmap(lambda theta: jnp.sum(weight * jnp.log1p(-theta * y)))
+    k = log_scale(grid)
+    ratio = -grid / jnp.where(k == 0, 1.0, k)
+    fits = (k != 0) & (ratio > 0)
+    profile = count * (jnp.log(jnp.where(fits, ratio, 1.0)) - k - 1)
+    theta = jnp.sum(jax.nn.softmax(jnp.where(fits, profile, -jnp.inf)) * grid)
+    raw = log_scale(theta[None])[0]
+    index = (count * raw + _PRIOR_COUNT * _PRIOR_INDEX) / (count + _PRIOR_COUNT)
+    # At a fixed mean excess sigma falls as k grows (Smith's covariance of the two).
+    sigma = -raw / jnp.where(theta == 0, 1.0, theta)
+    mean = jnp.sum(weight * y)
+    k = jnp.clip(index, 0.0, 1.0)
+    sigma = jnp.where(index > 0, sigma * jnp.exp(-(index - raw) / (1 + jnp.maximum(raw, 0.0))), mean)
+    error = (1 + k) / jnp.sqrt(jnp.maximum(count, 1))
+    sigma_at = lambda shift: sigma * jnp.exp(-shift / (1 + k))
+    # Three sigma of k below 1, as the mean exists: E[w] = Z.
+    norm = jax.scipy.stats.norm
+    shift = norm.ppf(norm.cdf(3.0) * norm.cdf((1 - k) / error)) * error
+    longer = sigma_at(shift) / jnp.maximum(1 - k - shift, 1e-6)
+    # The mean weight of all n is 1 here, the largest excess exp(log_peak) (1 - e^-g_max).
+    unit = jnp.exp(log_peak) * -jnp.expm1(-widest)
+    unseen = jnp.log1p(count / n * unit * jnp.maximum(longer - mean, 0.0))
+    # The same weights with those of the tail at the quantiles of the upper limit's.
+    upper = jnp.maximum(k + 1.2816 * error, 1e-3)
+    survival = (jnp.arange(m) + 0.5) / jnp.maximum(count, 1)
+    quantile = sigma_at(upper - k) * jnp.expm1(-upper * jnp.log(jnp.minimum(survival, 1.0))) / upper
+    start = jnp.exp(log_peak - widest)
+    seen, expected = (jnp.where(above, start + unit * excess, 0.0) for excess in (y, quantile))
+    moment = lambda total, p: jnp.maximum(total - jnp.sum(seen**p), 0.0) + jnp.sum(expected**p)
+    limit = moment(n, 1) ** 2 / moment(n**2 / jnp.maximum(effective, 1e-30), 2)
+    limit = jnp.minimum(effective, jnp.where(jnp.isfinite(limit), limit, 0.0))
+    # One value many times over is an atom at the end of the weights, with nothing beyond it.
+    lowest = jnp.min(jnp.where(above, gaps, widest))
+    atom = (count == 0) | ((count >= _MIN_FIT) & (gaps[0] - lowest <= same))
+    fitted = (count >= _MIN_FIT) & ~atom
+    index = jnp.where(fitted, index, jnp.where(atom, 0.0, jnp.inf))
+    unseen = jnp.where(fitted & (index < 1), unseen, jnp.where(atom, 0.0, jnp.inf))
+    return index, jnp.where(fitted, limit, effective), unseen
+
+
 class Running(NamedTuple):
     """SNIS over samples that arrive in chunks: running maximum, sums relative to it, and counts.
 
@@ -115,6 +259,7 @@ def running_chunk(log_weights: Array, values: Any, counted: Array | None = None)
     Returns:
       Running over the chunk.
     """
+    log_weights, values = checks.wide(log_weights), jax.tree.map(checks.wide, values)
     bad = nonfinite(log_weights)
     if counted is not None:
         bad = bad & counted

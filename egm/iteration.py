@@ -7,6 +7,7 @@ annealed temperature is part of the state, so that it changes without retracing.
 from __future__ import annotations
 
 import dataclasses
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,11 +19,13 @@ import optax
 from egm import buffer as buffers
 from egm import checks, collectives, importance, metrics, random, training
 from egm.algorithms import Algorithm, Tempered
-from egm.simulate import path_log_weights, simulate
+from egm.simulate import draw_prior, path_log_weights, simulate
 from egm.typing import Array, Energy, Key, Path, Process, PyTree, State
 
 _SCALES = np.linspace(0.0, 1.0, 201, dtype=np.float32)[1:] ** 2
 """The scales that annealing tries, finer towards zero; a reference adds the scale 0 itself."""
+_NUM_PROBED = 32
+"""States of the buffer around which an iteration asks whether the energy is smooth."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +41,8 @@ class IterationConfig:
       ema_decay: of the parameters that simulate and give targets.
       weight_clip: drawing weights are cut at this multiple of their mean; None for no cut.
       ess_target: anneal: each iteration trains at the largest scale <= 1 of the energy at which the
-        buffer's ESS is at least this fraction of `num_simulated`; None trains at `state.scale`.
+        buffer's ESS is at least this fraction of `num_simulated`; None trains at `state.scale`. A scale
+        that no longer meets it is held where a few weights alone are to blame (`make_iteration`).
       fit_prior: give the prior the moments of the buffer at the scale trained at (continuous parts).
     """
 
@@ -100,6 +104,8 @@ class IterationState(NamedTuple):
       scale: factor on the energy in [0, 1], the annealed inverse temperature.
       moments: those that the prior is drawn with, in the path's form.
       num_energy_evaluations: float32, evaluations of E so far.
+      num_held: int32, how many iterations in a row the scale was held though it missed the ESS target.
+      smooth: bool, False once the energy was found to jump, or its gradient to be none of it.
     """
 
     train: training.TrainState
@@ -107,6 +113,8 @@ class IterationState(NamedTuple):
     scale: Array
     moments: Any
     num_energy_evaluations: Array
+    num_held: Array
+    smooth: Array
 
 
 def make_iteration(
@@ -136,13 +144,26 @@ def make_iteration(
 
     Returns:
       (init, step): `state = init(params)`; `state, metrics = step(key, state, energy_params=None)`.
-      Metrics are scalars: loss, grad_norm, skipped, of the iteration's gradient steps (means); log_z,
-      log_z_error, ess, elbo of the simulated states at scale 1; buffer_ess (fraction of
-      num_simulated) and clipped_mass at the scale trained at; scale; num_nonfinite;
-      ess_alarm = 1 where no scale met `ess_target`; num_energy_evaluations.
+      Metrics are scalars: loss, grad_norm, skipped, of the iteration's gradient steps (means); those of
+      `egm.metrics.summarize` of the simulated states at scale 1 (log_z, log_z_error, ess, ...), but that
+      log_z_error is inf and reliable False before the annealing has reached scale 1 (`metrics.reason`
+      says so); buffer_ess (fraction of num_simulated) and clipped_mass at the scale trained at; scale;
+      num_nonfinite; num_folded, steps that were refused because a flow's map is not injective there
+      (make steps smaller);
+      ess_alarm = 1 where the scale trained at misses `ess_target`; num_held, for how many iterations in
+      a row it was kept nevertheless; jump_alarm = 1 once the energy was found to jump, so that targets
+      do without its gradient; num_energy_evaluations.
+
+    Which scale is trained at: the largest that meets `ess_target`, never below the present one because
+    of a few weights. Where the present one fails, its ESS is taken again with as many of the largest
+    weights as the buffer holds generations cut to the next; if it passes so, it is held, and the states
+    are drawn by the weights that are cut. Else the largest lower scale that meets the target takes over.
+    Where none does, it is held until the buffer has been renewed; then the scale of the largest ESS takes
+    over, so that a sampler that has degraded starts again lower.
 
     Raises:
-      ValueError: the paths differ, or a size does not divide over the devices.
+      ValueError: the paths differ, a size does not divide over the devices, or `num_times` steps are too
+        few for the process to finish.
     """
     if not all(hasattr(algorithm, name) for name in ("path", "generator", "loss", "draws_by_weight")):
         raise TypeError(f"algorithm must be an Algorithm, got {algorithm!r:.80}")
@@ -151,15 +172,22 @@ def make_iteration(
     training.check_optimizer(optimizer)
     checks.instance(config, IterationConfig, "config")
     path = algorithm.path
+    event_shape = _as_tuples(event_shape)
     if process.path != path:
         raise ValueError(f"process must share the algorithm's path {path}, got {process.path}")
     _check_event(path, event_shape, reference)
+    if hasattr(process, "check_steps"):
+        try:
+            process.check_steps(config.num_times, event_shape)
+        except ValueError as error:
+            raise ValueError(f"config.num_times is too small: {error}") from error
+    _check_energy(energy, path, event_shape)
 
     scales = _SCALES if reference is None else np.concatenate([np.zeros(1, np.float32), _SCALES])
 
-    def tempered_at(bound, scale):
+    def tempered_at(bound, scale, smooth=None):
         about = None if reference is None else lambda x: path.reference_energy(x, reference)
-        return Tempered(bound, scale, about)
+        return Tempered(bound, scale, about, smooth)
 
     def init(params: PyTree) -> IterationState:
         shapes = jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape))
@@ -167,9 +195,9 @@ def make_iteration(
         items = buffers.init(config.buffer_size, Item(shapes, scalar, scalar, scalar))
         scale = jnp.ones(()) if config.ess_target is None else jnp.asarray(scales[0])
         moments = first_moments()
-        return IterationState(
-            training.init_train_state(params, optimizer), items, scale, moments, jnp.zeros(())
-        )
+        train = training.init_train_state(params, optimizer)
+        count = jnp.zeros((), jnp.int32)
+        return IterationState(train, items, scale, moments, jnp.zeros(()), count, jnp.ones((), bool))
 
     def first_moments():
         """The reference's, else those that make the prior the path's own; None where none are fitted."""
@@ -188,18 +216,21 @@ def make_iteration(
         for name in ("num_simulated", "batch_size"):
             if getattr(config, name) % shards:
                 raise ValueError(f"{name} must divide over {shards} devices, got {getattr(config, name)}")
-        k_prior, k_simulate, k_train = jax.random.split(key, 3)
+        k_prior, k_simulate, k_train, k_probe = random.split(key, 4)
 
         n_here = config.num_simulated // shards
         prior_keys = random.example_keys(k_prior, n_here, axis_name)
-        x_0 = jax.vmap(lambda k: path.sample_prior(k, event_shape, state.moments))(prior_keys)
+        x_0 = draw_prior(prior_keys, path, event_shape, state.moments)
         simulate_keys = random.example_keys(k_simulate, n_here, axis_name)
-        generator = algorithm.generator(state.train.ema_params, tempered_at(bound, state.scale))
+        generator = algorithm.generator(training.average(state.train), tempered_at(bound, state.scale))
         trajectory = simulate(simulate_keys, process, generator, x_0, process.times(config.num_times))
-        log_path = path_log_weights(lambda x: jnp.zeros(n_here), path, trajectory, state.moments)
+        log_path = path_log_weights(lambda x: jnp.zeros(n_here), path, trajectory)
         x_1 = path.data_state(trajectory.x_1)
         value = checks.model_output(bound(x_1), "energy", (n_here,))
         at_reference = jnp.zeros(n_here) if reference is None else path.reference_energy(x_1, reference)
+        folded = jnp.zeros((), jnp.int32)
+        if trajectory.num_folded is not None:
+            folded = collectives.psum(jnp.sum(trajectory.num_folded), axis_name)
         item, log_weights = Item(x_1, value, at_reference, log_path), log_path - value
         item, log_weights = collectives.all_gather((item, log_weights), axis_name)
         valid = ~importance.nonfinite(log_weights) & jnp.isfinite(item.log_path)
@@ -207,17 +238,32 @@ def make_iteration(
         buffer = buffers.add(state.buffer, safe, valid)
         summary = metrics.summarize(log_weights)
 
-        scale, buffer_ess, alarm = _anneal(buffer, state.scale, config, scales)
+        scale, buffer_ess, alarm, num_held = _anneal(buffer, state.scale, state.num_held, config, scales)
         weights = _log_weights(buffer, scale)
+        # Where a few states outweigh all others, a multiple of the mean weight is no cut for them.
+        cut, cut_mass = _cut(weights, config)
+        weights = jnp.where(alarm > 0, cut, weights)
         probabilities, clipped_mass = importance.clipped_probabilities(weights, config.weight_clip)
+        clipped_mass = 1 - (1 - clipped_mass) * (1 - jnp.where(alarm > 0, cut_mass, 0.0))
         # Clipped weights: the moments must not hang on a single state.
         moments = path.moments(buffer.items.x_1, probabilities) if config.fit_prior else None
         if not algorithm.draws_by_weight:
             occupied = buffers.filled(buffer)
             probabilities = occupied / jnp.maximum(jnp.sum(occupied), 1)
 
-        tempered = tempered_at(bound, scale)
         grid = process.times(config.num_times)
+        smooth, num_probed = state.smooth, 0
+        if hasattr(algorithm, "differentiable"):
+            # The same on all devices: of the buffer, which all of them hold.
+            k_draw, k_time, k_noise = jax.random.split(k_probe, 3)
+            places = (jnp.arange(_NUM_PROBED) + jax.random.uniform(k_draw, (_NUM_PROBED,))) / _NUM_PROBED
+            probed = buffers.sample(buffer, probabilities, places).x_1
+            t = jax.random.permutation(k_time, places)
+            t = jnp.interp(t, jnp.linspace(0.0, 1.0, grid.size), grid)
+            keys = random.example_keys(k_noise, _NUM_PROBED)
+            found, num_probed = algorithm.differentiable(keys, probed, t, tempered_at(bound, scale))
+            smooth = smooth & (found | ~(jnp.sum(probabilities) > 0))
+        tempered = tempered_at(bound, scale, smooth)
         batch_here = config.batch_size // shards
 
         def loss_fn(params, target_params, step_key, batch):
@@ -250,24 +296,45 @@ def make_iteration(
             state.num_energy_evaluations
             + config.num_simulated * (1 + per_simulated + per_call * config.num_times)
             + config.num_gradient_steps * config.batch_size * per_example
+            + num_probed
         )
         report = jax.tree.map(jnp.mean, history) | summary._asdict()
+        # Before the full energy ESS and log Z are of a sampler of something else.
         report |= {
+            "log_z_error": jnp.where(scale < 1, jnp.inf, summary.log_z_error),
+            "reliable": summary.reliable & (scale >= 1),
             "scale": scale,
             "buffer_ess": buffer_ess,
             "clipped_mass": clipped_mass,
             "ess_alarm": alarm,
+            "num_held": num_held,
+            "num_folded": folded,
+            "jump_alarm": 1.0 - smooth,
             "num_energy_evaluations": evaluations,
         }
-        return IterationState(train, buffer, scale, moments, evaluations), report
+        return IterationState(train, buffer, scale, moments, evaluations, num_held, smooth), report
 
     return init, step
 
 
+def _as_tuples(event_shape: Any) -> Any:
+    """Shapes given as lists of ints, as tuples, which are what a shape is in a pytree of them."""
+    is_shape = lambda s: isinstance(s, list | tuple) and all(isinstance(n, numbers.Integral) for n in s)
+    return jax.tree.map(lambda s: tuple(s) if is_shape(s) else s, event_shape, is_leaf=is_shape)
+
+
 def _check_event(path: Path, event_shape: Any, reference: Any) -> None:
     """Raises unless the shape is that of a state of the path, and the reference its moments or None."""
+
+    def state():
+        x = path.sample_prior(jax.random.key(0), event_shape)
+        path.batch_shape(x, "the state of this shape")
+        if any(leaf.size == 0 for leaf in jax.tree.leaves(x)):
+            raise ValueError("every size in shape must be at least 1, got 0")
+        return x
+
     try:
-        x = jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape))
+        x = jax.eval_shape(state)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"event_shape must be that of a state of {path}, got {event_shape!r:.80}: {error}"
@@ -285,6 +352,28 @@ def _check_event(path: Path, event_shape: Any, reference: Any) -> None:
         ) from error
 
 
+def _check_energy(energy: Energy, path: Path, event_shape: Any) -> None:
+    """Raises where E says nothing at all: it is NaN or -inf at 64 states that the prior draws."""
+    num_states = 64
+
+    def value():
+        keys = jax.random.split(jax.random.key(0), num_states)
+        x = jax.vmap(lambda k: path.sample_prior(k, event_shape))(keys)
+        return energy(path.data_state(x))
+
+    try:
+        found = checks.concrete(jax.jit(value)())
+    except Exception:  # one that takes parameters, or belongs into a mapped axis: the step will tell
+        return
+    if np.shape(found) != (num_states,) or not jnp.issubdtype(found.dtype, jnp.floating):
+        return
+    if np.all(np.isnan(found) | (found == -np.inf)):
+        raise ValueError(
+            f"energy must be a number somewhere, got {found[0]} at all of {num_states} states that the prior "
+            "draws (+inf is legal, and means a density of zero)"
+        )
+
+
 def _zeros(x: State) -> State:
     return jax.tree.map(lambda a: jnp.zeros((1, *a.shape), a.dtype), x)
 
@@ -297,28 +386,63 @@ def _log_weights(buffer: buffers.Buffer, scale: Array) -> Array:
     return jnp.where(buffers.filled(buffer), tempered, -jnp.inf)
 
 
-def _anneal(
-    buffer: buffers.Buffer, scale: Array, config: IterationConfig, scales: np.ndarray
-) -> tuple[Array, Array, Array]:
-    """The scale to train at, the buffer's ESS there as a fraction of a generation, and the alarm.
+def _num_generations(config: IterationConfig) -> int:
+    """How many generations the buffer holds, rounded up."""
+    return -(-config.buffer_size // config.num_simulated)
 
-    Tries a fixed grid of scales, finer towards zero; where none meets the target, the one with the
-    largest ESS, with the alarm set.
+
+def _cut(log_weights: Array, config: IterationConfig) -> tuple[Array, Array]:
+    """(log-weights with the largest cut to the next, the mass cut): as many as there are generations."""
+    count = max(1, min(_num_generations(config), config.buffer_size // 20))
+    if count >= config.buffer_size:
+        return log_weights, jnp.zeros(())
+    at = jax.lax.top_k(log_weights, count + 1)[0][-1]
+    cut = jnp.minimum(log_weights, jnp.where(at > -jnp.inf, at, jnp.inf))
+    kept = importance.log_mean_exp(cut) - importance.log_mean_exp(log_weights)
+    return cut, jnp.where(jnp.isfinite(kept), -jnp.expm1(jnp.minimum(kept, 0.0)), 0.0)
+
+
+def _anneal(
+    buffer: buffers.Buffer, scale: Array, num_held: Array, config: IterationConfig, scales: np.ndarray
+) -> tuple[Array, Array, Array, Array]:
+    """The scale to train at, by the rule of `make_iteration`, on a fixed grid, finer towards zero.
+
+    Returns:
+      (scale, the buffer's ESS there as a fraction of a generation, 1.0 where that misses the target,
+      how many iterations in a row the scale has been held by now).
     """
     size = config.buffer_size / config.num_simulated
 
-    def ess(s):
-        return importance.snis(_log_weights(buffer, s)).ess * size
+    def both(s):
+        weights = _log_weights(buffer, s)
+        full, cut = importance.snis(weights).ess, importance.snis(_cut(weights, config)[0]).ess
+        return jnp.stack([full, cut]) * size
 
     if config.ess_target is None:
-        here = ess(scale)
-        return scale, here, jnp.zeros(())
+        return scale, both(scale)[0], jnp.zeros(()), jnp.zeros((), jnp.int32)
     grid = jnp.asarray(scales)
-    values = jax.lax.map(ess, grid, batch_size=25)
-    meets = values >= config.ess_target
-    last = jnp.max(jnp.where(meets, jnp.arange(grid.size), -1))
-    best = jnp.where(last >= 0, last, jnp.argmax(values))
-    return grid[best], values[best], 1.0 - jnp.any(meets)
+    full, cut = jax.lax.map(both, grid, batch_size=25).T
+    index = jnp.arange(grid.size)
+    here = jnp.argmin(jnp.abs(grid - scale))
+
+    def last(meets):
+        return jnp.max(jnp.where(meets, index, -1))
+
+    up = last(full >= config.ess_target)
+    robust = last((jnp.maximum(full, cut) >= config.ess_target) & (index <= here))
+    patient = num_held < _num_generations(config)
+    # None at all: wait for new states, then go where the buffer knows most.
+    lost = jnp.where(patient, here, jnp.argmax(jnp.where(index <= here, cut, -1.0)))
+    best = jnp.where(up >= here, up, jnp.where(robust >= 0, robust, lost))
+    missed = full[best] < config.ess_target
+    held = missed & (best == here) & ((robust >= 0) | patient)
+    # Held means unchanged, also a scale between those of the grid.
+    return (
+        jnp.where(held, scale, grid[best]),
+        full[best],
+        missed.astype(full.dtype),
+        jnp.where(held, num_held + 1, 0),
+    )
 
 
 def _expand(mask: Array, like: Array) -> Array:

@@ -50,7 +50,8 @@ def log_marginal_loss(
     """
     checks.function(divergence, "divergence")
     target, prediction = (
-        checks.float_array(a, name) for a, name in ((target, "target"), (prediction, "prediction"))
+        checks.wide(checks.float_array(a, name))
+        for a, name in ((target, "target"), (prediction, "prediction"))
     )
     if target.shape != prediction.shape:
         raise ValueError(f"target has shape {target.shape}, the prediction has shape {prediction.shape}")

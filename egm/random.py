@@ -2,16 +2,21 @@
 
 A scalar key with a batch of B examples stands for the keys `fold_in(key, i)`, i the global index of
 the example; a loop that shards its batch passes the [B] keys of its own shard. The same numbers come
-out on one device and on many.
+out on one device and on many. What the library draws with is derived from those keys by purpose
+(`derive`), so that it is none of the keys `fold_in(key, i)` or `split(key, n)[i]` (which in jax is
+`fold_in(key, i)`) that a loop around it makes of the same key.
 """
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from egm import checks, collectives
 
@@ -50,11 +55,73 @@ def per_example(sampler: Callable[..., Any], keys: jax.Array, *args: Any) -> Any
     return jax.vmap(sampler)(keys, *args)
 
 
+def derive(keys: jax.Array, purpose: str) -> jax.Array:
+    """One key or an array of keys, each folded with a number above 2^31 that stands for a purpose.
+
+    No `fold_in(key, i)` or `split(key, n)[i]` with i below 2^31 is the same key.
+    """
+    number = np.uint32(zlib.crc32(purpose.encode()) | 1 << 31)
+    return _fold(checks.key_array(keys, "keys"), number)
+
+
 def split(keys: jax.Array, num: int = 2) -> tuple[jax.Array, ...]:
-    """`num` independent keys for each of one key or an array of keys, as a tuple of arrays."""
-    checks.key_array(keys, "keys")
+    """`num` independent keys for each of one key or an array of keys, as a tuple of arrays.
+
+    They are other keys than those of `jax.random.split`: see `derive`.
+    """
     checks.positive_int(num, "num")
-    if keys.shape == ():
-        return tuple(jax.random.split(keys, num))
-    parts = jax.vmap(lambda k: jax.random.split(k, num))(keys)
-    return tuple(parts[:, i] for i in range(num))
+    keys = derive(keys, "split")
+    return tuple(_fold(keys, i) for i in range(num))
+
+
+def categorical(key: jax.Array, weights: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+    """Indices drawn with probabilities in proportion to weights, each right to a relative rounding error.
+
+    By descent through the tree of the weights' partial sums: at each of log2 V levels the lighter half is
+    taken where a uniform number of 64 bits lies below its share. No probability above 2^-64 is lost, while
+    `jax.random.categorical` loses those near the resolution of one float32 (20,000 tokens of 5e-8 beside
+    one of .999 get a quarter of their mass), and fewer random numbers are needed: 2 log2 V, not V.
+
+    Args:
+      key: one key.
+      weights: [..., V], not normalised; computed in float32 or wider. Zero, negative or NaN weighs nothing.
+      shape: axes of independent draws in front of those of the weights.
+
+    Returns:
+      [*shape, ...] int32; 0 where no weight is positive.
+
+    Raises:
+      TypeError: `key` is no typed key. ValueError: it is an array of keys, or `weights` has no axis.
+    """
+    checks.one_key(key)
+    weights = checks.wide(checks.as_array(weights, "weights"))
+    if weights.ndim < 1 or weights.shape[-1] == 0:
+        raise ValueError(f"weights must have shape [..., V] with V >= 1, got {weights.shape}")
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        weights = weights.astype(float)
+    batch, size, draws = weights.shape[:-1], weights.shape[-1], math.prod(shape)
+    depth = (size - 1).bit_length()
+    level = jnp.where(weights > 0, weights, 0.0)
+    level = jnp.pad(level, [(0, 0)] * len(batch) + [(0, (1 << depth) - size)])
+    levels = []
+    for _ in range(depth):
+        pairs = level.reshape(*batch, -1, 2)
+        levels.append(pairs)
+        level = pairs[..., 0] + pairs[..., 1]
+    high, low = jax.random.bits(key, (2, depth, *batch, draws), jnp.uint32).astype(level.dtype)
+    uniform = high * 2.0**-32 + low * 2.0**-64
+    index = jnp.zeros((*batch, draws), jnp.int32)
+    for u, pairs in zip(uniform, reversed(levels)):
+        pair = jnp.take_along_axis(pairs, index[..., None], axis=-2)
+        left, right = pair[..., 0], pair[..., 1]
+        # By the lighter half: uniform numbers are fine near 0, not near 1.
+        lighter = u * (left + right) < jnp.minimum(left, right)
+        index = 2 * index + (lighter == (right <= left))
+    return jnp.moveaxis(index, -1, 0).reshape(*shape, *batch)
+
+
+def _fold(keys: jax.Array, number: Any) -> jax.Array:
+    fold = lambda key: jax.random.fold_in(key, number)
+    for _ in keys.shape:
+        fold = jax.vmap(fold)
+    return fold(keys)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from egm import checks
+from egm import checks, random
 from egm.typing import Array, Energy, Key, State
 
 
@@ -29,6 +29,10 @@ class Scales(NamedTuple):
       length_scale: the width of a minimum, (dimension of the space / trace of the Hessian)^(1/2), the
         median over minima.
       num_minima: how many descents ended in a minimum low enough to count, of all that were started.
+      search_radius: of the widest search that found something new; above the one that was asked for
+        where the target reaches further than that.
+      minima: [M, D] the distinct ones among them, lowest first, at most 256.
+      energies: [M] their energies.
     """
 
     center: np.ndarray
@@ -36,6 +40,9 @@ class Scales(NamedTuple):
     radius: float
     length_scale: float
     num_minima: int
+    search_radius: float = 0.0
+    minima: np.ndarray = np.zeros((0, 0))
+    energies: np.ndarray = np.zeros(0)
 
 
 def find_scales(
@@ -49,11 +56,19 @@ def find_scales(
     num_starts: int = 256,
     num_steps: int = 500,
     energy_range: float = 10.0,
+    max_widenings: int = 3,
 ) -> Scales:
     """Descend from N(0, search_radius^2 I) with Adam and measure the minima within reach of the lowest.
 
-    A pilot for settings, not an answer: minima that no descent from within `search_radius` reaches stay
-    unseen. Tokens are drawn uniformly and held.
+    Then descend again from three times as far. Where that finds a lower minimum, or low ones away from
+    all others, they count too and the search goes on three times further; where it does not, the first
+    search's figures stay as they are.
+
+    A pilot for settings, not an answer: minima that no descent reaches stay unseen, those beyond some
+    three times `search_radius` and those whose basin no start meets (a basin of a share p of the starts'
+    volume is met with probability 1 - (1 - p)^num_starts). A sampler set up by these scales does not see
+    them either, and neither its ESS nor its log Z tells: see `egm.evidence`. Tokens are drawn uniformly
+    and held.
 
     Args:
       key: a typed key.
@@ -62,15 +77,17 @@ def find_scales(
       search_radius: how far out the target may reach, in its own units.
       vocab_size: V of the token parts.
       project: onto the space of a centred path (`path.project`); None for all of R^D.
-      num_starts: descents.
+      num_starts: descents of a search.
       num_steps: of each.
       energy_range: minima count up to this much above the lowest.
+      max_widenings: searches at most beyond the first; 0 for that one alone.
 
     Returns:
       Scales, on the host.
 
     Raises:
-      ValueError: no descent ended at a finite energy, or the curvature there is not positive.
+      ValueError: no descent ended at a finite energy, or the curvature there is not positive, as of a
+        log-density, whose sign is the other one.
     """
     checks.one_key(key)
     checks.function(energy, "energy")
@@ -82,7 +99,7 @@ def find_scales(
     radius = checks.positive_float(search_radius, "search_radius")
     for name, value in (("num_starts", num_starts), ("num_steps", num_steps)):
         checks.positive_int(value, name)
-    k_x, k_tokens = jax.random.split(key)
+    checks.positive_int(max_widenings, "max_widenings", 0)
     project = (lambda x: x) if project is None else project
     shapes = event_shape if isinstance(event_shape, dict) else {"x": event_shape}
     if "x" not in shapes or np.ndim(shapes["x"]) != 1 or len(shapes["x"]) != 1:
@@ -94,52 +111,125 @@ def find_scales(
             checks.positive_int(n, "every size in event_shape")
     if shapes.keys() - {"x"} and vocab_size is None:
         raise ValueError("vocab_size is needed for an event_shape with tokens, got None")
-    start = project(radius * jax.random.normal(k_x, (num_starts, *shapes["x"])))
-    tokens = {
-        name: jax.random.randint(k, (num_starts, *shapes[name]), 0, vocab_size, jnp.int32)
-        for name, k in zip(
-            sorted(shapes.keys() - {"x"}), jax.random.split(k_tokens, max(len(shapes) - 1, 1)), strict=False
-        )
-    }
-    whole = (
-        (lambda x: energy(x)) if not isinstance(event_shape, dict) else lambda x: energy({"x": x} | tokens)
-    )
-    x, value, trace = _descend(whole, project, radius, num_steps, start)
-    x, value, trace = (np.asarray(a, np.float64) for a in (x, value, trace))
-    good = np.isfinite(value) & np.all(np.isfinite(x), axis=-1) & np.isfinite(trace)
-    if not good.any():
-        raise ValueError(f"energy was not finite at the end of any of {num_starts} descents")
-    good &= value <= value[good].min() + energy_range
-    basis = np.eye(x.shape[-1], dtype=np.float32)
+
+    def whole(x, tokens):
+        return energy({"x": x} | tokens) if isinstance(event_shape, dict) else energy(x)
+
+    def search(key, radius):
+        """(the descents' ends that are numbers, all energies)."""
+        k_x, k_tokens = random.split(key)
+        start = project(radius * jax.random.normal(k_x, (num_starts, *shapes["x"])))
+        tokens = {
+            name: jax.random.randint(k, (num_starts, *shapes[name]), 0, vocab_size, jnp.int32)
+            for name, k in zip(
+                sorted(shapes.keys() - {"x"}),
+                random.split(k_tokens, max(len(shapes) - 1, 1)),
+                strict=False,
+            )
+        }
+        out = _descend(whole, project, num_steps, jnp.asarray(radius, float), start, tokens)
+        ends = _Ends(*(np.asarray(a, np.float64) for a in out))
+        finite = np.isfinite(ends.value) & np.all(np.isfinite(ends.x), axis=-1) & np.isfinite(ends.trace)
+        return ends.where(finite), ends.value
+
+    ends, values = search(key, radius)
+    if not len(ends.value):
+        raise ValueError(_nowhere_finite(values, num_starts, radius))
+    basis = np.eye(ends.x.shape[-1], dtype=np.float32)
     dimension = round(float(np.trace(np.asarray(project(jnp.asarray(basis))))))
-    curvature = np.median(trace[good]) / dimension
+    for widening in range(1, max_widenings + 1):
+        wide, _ = search(random.derive(key, f"widening {widening}"), 3.0**widening * search_radius)
+        # Far out an energy may fall for ever or not at all: that is no minimum.
+        wide = wide.where(wide.trace > 0)
+        if not _adds(ends, wide, dimension, energy_range):
+            break
+        ends, radius = ends.joined(wide), 3.0**widening * search_radius
+    low = ends.where(ends.value <= ends.value.min() + energy_range)
+    curvature = np.median(low.trace) / dimension
     if not curvature > 0:
-        raise ValueError(f"energy has mean curvature {curvature} at its minima; it must be positive")
+        raise ValueError(
+            f"energy has mean curvature {curvature} at its minima; it must be positive. Was a log-density "
+            "passed? The energy is minus that"
+        )
     length = curvature**-0.5
-    center = x[good].mean(axis=0)
-    spread = x[good] - center
+    center = low.x.mean(axis=0)
+    spread = low.x - center
+    distinct = _distinct(low, 3 * length * dimension**0.5)
     return Scales(
         center,
         float(np.sqrt(np.mean(np.sum(spread**2, axis=-1)) / dimension + length**2)),
         float(np.max(np.abs(spread)) + 3 * length),
         float(length),
-        int(good.sum()),
+        len(low.value),
+        radius,
+        distinct.x,
+        distinct.value,
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+class _Ends(NamedTuple):
+    """Where descents ended: x [M, D], E [M], trace of the Hessian [M]."""
+
+    x: np.ndarray
+    value: np.ndarray
+    trace: np.ndarray
+
+    def where(self, mask: np.ndarray) -> _Ends:
+        return _Ends(*(a[mask] for a in self))
+
+    def joined(self, other: _Ends) -> _Ends:
+        return _Ends(*(np.concatenate([a, b]) for a, b in zip(self, other, strict=True)))
+
+
+def _adds(ends: _Ends, wide: _Ends, dimension: int, energy_range: float) -> bool:
+    """Whether a wider search found a lower minimum, or a low one away from all that were known."""
+    if not len(wide.value):
+        return False
+    lowest = min(ends.value.min(), wide.value.min())
+    if wide.value.min() < ends.value.min() - 1:
+        return True
+    known = ends.where(ends.value <= lowest + energy_range)
+    low = wide.where(wide.value <= lowest + energy_range)
+    apart = 3 * (np.median(np.maximum(known.trace, 1e-300)) / dimension) ** -0.5 * dimension**0.5
+    nearest = np.array([np.min(np.linalg.norm(known.x - x, axis=-1)) for x in low.x])
+    return bool(np.any(nearest > apart))
+
+
+def _distinct(low: _Ends, apart: float, most: int = 256) -> _Ends:
+    """The minima further than `apart` from every lower one."""
+    order, kept = np.argsort(low.value, kind="stable"), []
+    for i in order:
+        if len(kept) < most and all(np.linalg.norm(low.x[i] - low.x[k]) > apart for k in kept):
+            kept.append(i)
+    return low.where(np.array(kept))
+
+
+def _nowhere_finite(value: np.ndarray, num_starts: int, radius: float) -> str:
+    """The message where no descent has a finite energy in the end."""
+    kinds = {"NaN": np.isnan(value), "-inf": np.isneginf(value), "+inf": np.isposinf(value)}
+    seen = [f"{name} in {np.sum(found)}" for name, found in kinds.items() if found.any()]
+    return (
+        f"energy was not finite at the end of any of {num_starts} descents, with its derivatives"
+        + (f" ({', '.join(seen)})" if seen else "")
+        + f"; it must be finite somewhere within the search_radius of {radius:g}"
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _descend(
-    energy: Callable[[State], Array],
+    energy: Callable[[Array, State], Array],
     project: Callable[[Array], Array],
-    radius: float,
     num_steps: int,
+    radius: Array,
     x: Array,
+    tokens: State,
 ) -> tuple[Array, Array, Array]:
     """(x [M, D], E [M], trace of the Hessian [M]) after descent from x."""
-    optimizer = optax.adam(optax.cosine_decay_schedule(0.05 * radius, num_steps))
+    decay = optax.cosine_decay_schedule(0.05, num_steps)
+    optimizer = optax.adam(lambda count: radius * decay(count))
 
     def total(y):
-        return jnp.sum(checks.model_output(energy(y), "energy", y.shape[:1]))
+        return jnp.sum(checks.model_output(energy(y, tokens), "energy", y.shape[:1]))
 
     gradient = jax.grad(total)
 
@@ -156,4 +246,4 @@ def _descend(
         return jnp.sum(tangent * jax.jvp(gradient, (x,), (tangent,))[1], axis=-1)
 
     trace = jnp.sum(jax.lax.map(curvature, jnp.eye(x.shape[-1], dtype=x.dtype)), axis=0)
-    return x, energy(x), trace
+    return x, energy(x, tokens), trace

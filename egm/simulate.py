@@ -2,26 +2,51 @@
 
 log w = -E(x_1) - log p_0(x_0) + sum over steps of log backward(x_t | x_r) - log forward(x_r | x_t)
 is an unbiased weight for the partition function whatever the step size and however the generator was
-trained: E[w] = Z over simulated trajectories.
+trained: E[w] = Z over simulated trajectories. The sum over steps is compensated: it is the sum of the
+steps' terms rounded once, however many there are.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, collectives, random
-from egm.typing import Array, Energy, Key, ModelFn, Path, Process, State, Trajectory
+from egm import checks, collectives, random, summation
+from egm.typing import Array, Energy, Key, ModelFn, Path, PriorDraw, Process, State, Trajectory
+
+
+def draw_prior(key: Key, path: Path, shape: Any, moments: Any = None) -> PriorDraw:
+    """States at the first time together with the density that they were drawn from.
+
+    `simulate` takes the record in place of plain states and keeps the density in the trajectory, so
+    that a prior that was fitted to data (`moments`) cannot be forgotten in the path weights.
+
+    Args:
+      key: a typed key, or [N] keys (one a state; `shape` is then that of one state).
+      path: gives the prior.
+      shape: full shape of the states (a pytree of shapes for a product), as for `path.sample_prior`.
+      moments: of the data, in the path's form: the prior takes those of the marginal. None: the path's own.
+
+    Returns:
+      PriorDraw.
+    """
+    checks.instance(path, Path, "path")
+    if checks.key_array(key).ndim:
+        x_0 = jax.vmap(lambda k: path.sample_prior(k, shape, moments))(key)
+    else:
+        x_0 = path.sample_prior(key, shape, moments)
+    return PriorDraw(x_0, path.prior_log_density(x_0, moments))
 
 
 def simulate(
     key: Key,
     process: Process,
     generator_fn: ModelFn,
-    x_0: State,
+    x_0: State | PriorDraw,
     times: Array,
     *,
     save_states: bool = False,
@@ -32,7 +57,9 @@ def simulate(
       key: a typed key, or [N] keys (one an example).
       process: how the generator moves a state.
       generator_fn: `fn(x, t)` with x [N, *event] and t [N], in the form of the process's path.
-      x_0: states at the first time, one batch axis N.
+      x_0: states at the first time, one batch axis N, from the path's own prior (`path.sample_prior`
+        without moments); from any other, with their density: `draw_prior` or a `PriorDraw` by hand.
+        What is narrower than float32 or int32 goes on in those.
       times: [T] increasing, from `process.times(num_steps)` or `path.times(num_steps)`.
       save_states: also return the states at all T times.
 
@@ -40,22 +67,36 @@ def simulate(
       Trajectory.
 
     Raises:
-      ValueError: the times are not a strictly increasing vector in [0, 1], or a shape does not fit.
+      ValueError: the times are not a strictly increasing vector in [0, 1], a shape does not fit, or the
+        steps from the first time to 1 are fewer than the process needs to finish (`check_steps`).
     """
+    log_prior = None
+    if isinstance(x_0, PriorDraw):
+        x_0, log_prior = x_0
     x_0, times, keys = _prepare(key, process, generator_fn, x_0, times, save_states, "x_0")
+    counts = hasattr(process, "step_with_folds")
+    if log_prior is None:
+        log_prior = process.path.prior_log_density(x_0)
+    log_prior = checks.model_output(log_prior, "x_0, the PriorDraw's log_density,", keys.shape)
 
     def body(carry, step):
-        x, log_ratio = carry
+        x, log_ratio, folded = carry
         index, t, r = step
-        x_r, term = process.step(_step_keys(keys, index), x, generator_fn, t, r)
+        keys_here = _step_keys(keys, index)
+        if counts:
+            x_r, term, here = process.step_with_folds(keys_here, x, generator_fn, t, r)
+            folded = folded + here
+        else:
+            x_r, term = process.step(keys_here, x, generator_fn, t, r)
         x_r = jax.tree.map(lambda new, old: new.astype(old.dtype), x_r, x)
-        return (x_r, log_ratio + term), (x_r if save_states else None)
+        return (x_r, _add(log_ratio, term), folded), (x_r if save_states else None)
 
-    start = (x_0, _zeros(keys))
-    (x_1, log_ratio), states = _scan(body, start, (np.arange(times.size - 1), times[:-1], times[1:]))
+    start = (x_0, summation.start(_zeros(keys)), jnp.zeros(keys.shape, jnp.int32) if counts else None)
+    end, states = _scan(body, start, (np.arange(times.size - 1), times[:-1], times[1:]))
+    x_1, log_ratio, folded = end
     if save_states:
         states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), x_0, states)
-    return Trajectory(x_0, x_1, log_ratio, states)
+    return Trajectory(x_0, x_1, summation.finish(log_ratio), states, log_prior, num_folded=folded)
 
 
 def simulate_reverse(
@@ -64,6 +105,7 @@ def simulate_reverse(
     generator_fn: ModelFn,
     x_1: State,
     times: Array,
+    moments: Any = None,
     *,
     save_states: bool = False,
 ) -> Trajectory:
@@ -71,7 +113,8 @@ def simulate_reverse(
 
     From exact samples x_1 the mean of the path log-weights bounds log Z from above (EUBO), as it bounds
     it from below when simulated forward (ELBO). Args, returns and errors as for `simulate`; `times` is
-    the same increasing grid and `states` are in the order of time.
+    the same increasing grid and `states` are in the order of time. `moments` are those of the forward
+    run's prior, whose density is recorded where each trajectory ends; None for the path's own.
     """
     x_1, times, keys = _prepare(key, process, generator_fn, x_1, times, save_states, "x_1")
 
@@ -81,27 +124,28 @@ def simulate_reverse(
         x_t = process.reverse_step(_step_keys(keys, index), x, generator_fn, t, r)
         x_t = jax.tree.map(lambda new, old: new.astype(old.dtype), x_t, x)
         term = process.log_ratio(x_t, x, generator_fn, t, r)
-        return (x_t, log_ratio + term), (x_t if save_states else None)
+        return (x_t, _add(log_ratio, term)), (x_t if save_states else None)
 
     steps = (np.arange(times.size - 1), times[:-1], times[1:])
-    (x_0, log_ratio), states = _scan(body, (x_1, _zeros(keys)), steps, reverse=True)
+    (x_0, log_ratio), states = _scan(body, (x_1, summation.start(_zeros(keys))), steps, reverse=True)
     if save_states:
         states = jax.tree.map(lambda last, rest: jnp.concatenate([rest, last[None]]), x_1, states)
-    return Trajectory(x_0, x_1, log_ratio, states)
+    log_prior = process.path.prior_log_density(x_0, moments)
+    return Trajectory(x_0, x_1, summation.finish(log_ratio), states, log_prior)
 
 
-def path_log_weights(energy: Energy, path: Path, trajectory: Trajectory, moments: Any = None) -> Array:
+def path_log_weights(energy: Energy, path: Path, trajectory: Trajectory) -> Array:
     """Path log-weights: -E(x_1) - log p_0(x_0) + log_ratio.
 
     Args:
       energy: E, evaluated on the N terminal states.
-      path: gives p_0, the normalised density of the prior.
-      trajectory: from `simulate` (or `simulate_reverse`).
-      moments: those that x_0 was drawn with, as in `path.sample_prior`.
+      path: says which terminal states are data.
+      trajectory: from `simulate` (or `simulate_reverse`); it holds log p_0 of its own start.
 
     Returns:
-      [N]; NaN and +inf mark invalid ones, which `egm.importance` counts and gives weight zero. NaN
-      where x_1 is no data: a mask is left because the steps were too few.
+      [N]; NaN and +inf mark invalid ones (+inf also a start that its prior cannot give), which
+      `egm.importance` counts and gives weight zero. NaN where x_1 is no data: a mask is left because the
+      steps were too few.
     """
     checks.instance(trajectory, Trajectory, "trajectory")
     checks.instance(path, Path, "path")
@@ -109,7 +153,7 @@ def path_log_weights(energy: Energy, path: Path, trajectory: Trajectory, moments
     n = trajectory.log_ratio.shape
     data = path.data_state(trajectory.x_1)
     e = checks.model_output(energy(data), "energy", n)
-    log_weights = trajectory.log_ratio - e - path.prior_log_density(trajectory.x_0, moments)
+    log_weights = trajectory.log_ratio - e - trajectory.log_prior
     return jnp.where(_same(trajectory.x_1, data), log_weights, jnp.nan)
 
 
@@ -128,14 +172,23 @@ def _prepare(
     value = checks.concrete(times)
     if value is not None and not (np.all(np.diff(value) > 0) and 0 <= value[0] and value[-1] <= 1):
         raise ValueError(f"times must increase strictly within [0, 1], got {value}")
-    return jax.tree.map(jnp.asarray, x), times, random.example_keys(key, batch[0])
+    # A part of the way may have any number of steps: times that are known not to span it.
+    partial = value is not None and (value[0] > process.path.t_min * (1 + 1e-6) or value[-1] < 1)
+    if hasattr(process, "check_steps") and not partial:
+        process.check_steps(times.size - 1, jax.tree.map(lambda a: tuple(jnp.shape(a)[1:]), x))
+    keys = random.derive(random.example_keys(key, batch[0]), "simulate")
+    return jax.tree.map(checks.wide, x), times, keys
+
+
+def _add(total: summation.Sum, term: Array) -> summation.Sum:
+    return summation.add(total, term.astype(jnp.result_type(term.dtype, total.high.dtype)))
 
 
 def _same(x: State, data: State) -> Array:
     """[N] bool, whether all values agree; a NaN agrees with anything, as it shows by itself."""
 
     def agree(a, b):
-        return jnp.all(((a == b) | (a != a)).reshape(a.shape[0], -1), axis=-1)
+        return jnp.all(((a == b) | (a != a)).reshape(a.shape[0], math.prod(a.shape[1:])), axis=-1)
 
     return jnp.all(jnp.stack(jax.tree.leaves(jax.tree.map(agree, x, data))), axis=0)
 

@@ -40,8 +40,9 @@ class TrainState(NamedTuple):
 
     Attributes:
       params: the parameters that the optimiser moves.
-      ema_params: their exponential moving average, for targets and for sampling.
-      opt_state: of the optax optimiser.
+      ema_params: their exponential moving average, for targets and for sampling, in float32 or wider: in
+        bfloat16 a decay of .999 cannot be computed. `average` gives it in the parameters' own dtypes.
+      opt_state: of the optax optimiser, for parameters and gradients in float32 or wider.
       step: int32, gradient steps taken.
     """
 
@@ -53,8 +54,14 @@ class TrainState(NamedTuple):
 
 def init_train_state(params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step, with the EMA at the parameters."""
-    copy = jax.tree.map(jnp.array, params)
-    return TrainState(params, copy, optimizer.init(params), jnp.zeros((), jnp.int32))
+    params = jax.tree.map(jnp.asarray, params)
+    wide, copy = _wide(params), _wide(jax.tree.map(jnp.array, params))
+    return TrainState(params, copy, optimizer.init(wide), jnp.zeros((), jnp.int32))
+
+
+def average(state: TrainState) -> PyTree:
+    """The EMA of the parameters in their own dtypes, for a network that computes in those."""
+    return jax.tree.map(lambda a, p: a.astype(jnp.result_type(p)), state.ema_params, state.params)
 
 
 def check_optimizer(optimizer: Any) -> None:
@@ -73,14 +80,17 @@ def make_train_step(
     """A pure training step.
 
     Args:
-      loss_fn: `loss, metrics = loss_fn(params, target_params, key, batch)`; target_params are the EMA.
+      loss_fn: `loss, metrics = loss_fn(params, target_params, key, batch)`; target_params are the EMA, in
+        the dtypes of the parameters.
       optimizer: any optax transformation (clipping, schedules and warm-up included).
       ema_decay: final decay of the EMA; step n uses min(ema_decay, (1 + n)/(10 + n)).
       axis_name: mapped axis over which the batch is split.
 
     Returns:
       `step(state, key, batch) -> (state, metrics)`; metrics add loss, grad_norm and skipped. A step
-      whose gradient is not finite changes nothing but the count and sets skipped to 1.
+      whose gradient is not finite changes nothing but the count and sets skipped to 1. Whatever dtype the
+      parameters have, loss, gradients, their norm, the optimiser's averages and the EMA are in float32 or
+      wider; parameters that are kept in less round each update, and lose those below half a unit of it.
 
     Raises:
       ValueError: `ema_decay` is not in [0, 1). TypeError: `loss_fn` or `optimizer` is nothing of that kind.
@@ -91,21 +101,23 @@ def make_train_step(
 
     def mean_loss(params, target_params, key, batch):
         loss, metrics = loss_fn(params, target_params, key, batch)
+        loss, metrics = _wide((loss, metrics))
         return collectives.pmean(loss, axis_name), metrics
 
     def step(state: TrainState, key: Key, batch: Any) -> tuple[TrainState, dict[str, Array]]:
         grad_fn = jax.value_and_grad(mean_loss, has_aux=True)
-        (loss, metrics), grads = grad_fn(state.params, state.ema_params, key, batch)
-        grads = collectives.pmean(grads, axis_name)
+        (loss, metrics), grads = grad_fn(state.params, average(state), key, batch)
+        grads = collectives.pmean(_wide(grads), axis_name)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, _wide(state.params))
         params = optax.apply_updates(state.params, updates)
-        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema_params = optax.incremental_update(params, state.ema_params, 1.0 - decay)
+        # 1 - decay, and a difference: no rounding of the decay moves an average that has arrived.
+        share = jnp.maximum(1.0 - ema_decay, 9.0 / (10.0 + state.step))
+        ema_params = jax.tree.map(functools.partial(_averaged, share), params, state.ema_params)
         new = (params, ema_params, opt_state)
         old = (state.params, state.ema_params, state.opt_state)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        kept = jax.tree.map(functools.partial(_kept, finite), new, old)
         metrics = collectives.pmean(metrics, axis_name)
         metrics |= {
             "loss": loss,
@@ -115,6 +127,24 @@ def make_train_step(
         return TrainState(*kept, state.step + 1), metrics
 
     return step
+
+
+def _averaged(share: Array, new: Array, average: Array) -> Array:
+    """The average moved by a share of its way to the new value; integers are replaced, as by optax."""
+    new, wide = checks.wide(new), checks.wide(average)
+    return (wide + share * (new - wide)).astype(average.dtype)
+
+
+def _kept(finite: Array, new: Array, old: Array) -> Array:
+    """The new value where the step was finite, in the dtype of the old one, so that a scan may carry it."""
+    new = new if new.dtype == old.dtype else new.astype(old.dtype)
+    return jnp.where(finite, new, old)
+
+
+def _wide(tree: PyTree) -> PyTree:
+    """The floats of a tree in float32 or wider; the rest as it is."""
+    floating = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.floating)
+    return jax.tree.map(lambda x: checks.wide(x) if floating(x) else x, tree)
 
 
 def data_mesh(devices: Any = None, *, model: int = 1) -> Mesh:

@@ -86,20 +86,39 @@ class Moments(NamedTuple):
     variance: Array
 
 
+class PriorDraw(NamedTuple):
+    """States at the first time with the density that they were drawn from: what `simulate` starts with.
+
+    From `egm.draw_prior`; a user's own prior makes one by hand.
+
+    Attributes:
+      x_0: states, one batch axis N.
+      log_density: [N] normalised log-density of each under the distribution that it was drawn from.
+    """
+
+    x_0: State
+    log_density: Array
+
+
 class Trajectory(NamedTuple):
-    """Both ends of N simulated trajectories and the terms of their path weights.
+    """Both ends of N simulated trajectories and all terms of their path weights but the energy.
 
     Attributes:
       x_0: states at the first time.
       x_1: states at the last time.
       log_ratio: [N] sum over steps of log backward(x_t | x_r) - log forward(x_r | x_t).
       states: None, or the states at every time, stacked on a new leading axis of length T.
+      log_prior: [N] log p_0(x_0), normalised, p_0 the prior that the simulation starts from.
+      num_folded: [N] int32, how many steps were refused because their map is not injective (flows,
+        whose log_ratio is then NaN); None where the process has no such steps.
     """
 
     x_0: State
     x_1: State
     log_ratio: Array
     states: State | None
+    log_prior: Array
+    num_folded: Array | None = None
 
 
 @runtime_checkable
@@ -148,6 +167,7 @@ class Path(Protocol):
         """States at the first time, of the given full shape (for a product: a pytree of shapes).
 
         With the data's `moments`, in the path's form, the prior takes those of the marginal.
+        `egm.draw_prior` keeps their density beside them, which path weights need.
         """
         ...
 
@@ -197,6 +217,10 @@ class Process(Protocol):
     """How a marginal generator moves a state, with the backward kernel that its path weights need.
 
     `generator(x, t)` is a `ModelFn` in the path's form. States are [N, *event], t and r scalars or [N].
+
+    A process may offer more. `check_steps(num_steps, event_shape)` raises ValueError where a trajectory
+    of so many steps cannot end in data. `step_with_folds(key, x_t, generator, t, r)` returns (x_r,
+    log_ratio, folded [N] bool or int) and counts the deterministic steps that are not injective there.
     """
 
     @property

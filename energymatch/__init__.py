@@ -1,4 +1,9 @@
-"""Learn an energy from data."""
+"""energymatch: learn an energy from data by Energy Matching (arXiv 2504.10612).
+
+`energymatch.networks` (Flax) and `energymatch.convert` (orbax) are imported when they are first used.
+"""
+
+import importlib
 
 from energymatch import (
     couplings,
@@ -13,6 +18,7 @@ from energymatch import (
     plans,
     posterior,
     potential,
+    preprocessing,
     schedules,
     tempering,
 )
@@ -36,7 +42,20 @@ __all__ = [
     "plans",
     "posterior",
     "potential",
+    "preprocessing",
     "schedules",
     "temperature",
     "tempering",
 ]
+
+_ON_FIRST_USE = ("annealing", "convert", "costs", "interactions", "networks", "priors")
+
+
+def __getattr__(name: str):
+    if name in _ON_FIRST_USE:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ON_FIRST_USE})

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from egm import checks, random
 from egm.typing import Array
@@ -48,11 +49,14 @@ class LangevinInfo(NamedTuple):
         chain was held.
       accepted: [B] bool, whether the chain moved.
       num_nonfinite: [B] int32, 1 where the proposal or its energies were not finite.
+      num_outside: [B] int32, 1 where the chain stood outside `bounds` and was moved in instead of a step;
+        None without bounds.
     """
 
     acceptance: Array
     accepted: Array
     num_nonfinite: Array
+    num_outside: Array | None = None
 
 
 class Settings(NamedTuple):
@@ -73,14 +77,53 @@ def check_settings(
         raise TypeError(f"potential must be callable, got {potential!r}")
     if method not in METHODS:
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    if bounds is not None:
-        if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
-            raise TypeError(f"bounds must be None or a pair (lo, hi), got {bounds!r}")
-        lo, hi = (checks.finite_float(b, "bounds") for b in bounds)
-        if lo >= hi:
-            raise ValueError(f"bounds must be (lo, hi) with lo < hi, got {bounds}")
-        bounds = (lo, hi)
-    return Settings(potential, temperature, _check_energies(energies), method, bounds)
+    return Settings(potential, temperature, _check_energies(energies), method, check_bounds(bounds))
+
+
+def check_bounds(bounds: Any) -> tuple[float, float] | None:
+    """(lo, hi) or None; raises TypeError or ValueError for anything else."""
+    if bounds is None:
+        return None
+    if not isinstance(bounds, (tuple, list)) or len(bounds) != 2:
+        raise TypeError(f"bounds must be None or a pair (lo, hi), got {bounds!r}")
+    lo, hi = (checks.finite_float(b, "bounds") for b in bounds)
+    if lo >= hi:
+        raise ValueError(f"bounds must be (lo, hi) with lo < hi, got {bounds}")
+    return lo, hi
+
+
+def reflect(x: Array, bounds: tuple[float, float]) -> tuple[Array, Array]:
+    """(x folded into the box at its walls, however often; 1 or -1, the derivative of each coordinate)."""
+    lo, hi = bounds
+    inside = (x >= lo) & (x <= hi)
+    phase = jnp.mod(jnp.where(inside, lo, x) - lo, 2 * (hi - lo))
+    back = phase > hi - lo
+    folded = jnp.clip(lo + jnp.where(back, 2 * (hi - lo) - phase, phase), lo, hi)
+    return jnp.where(inside, x, folded), jnp.where(inside | ~back, 1.0, -1.0).astype(x.dtype)
+
+
+def outside(x: Array, bounds: tuple[float, float]) -> Array:
+    """[B] whether x [B, *event] has a finite coordinate out of the box."""
+    return _any(jnp.isfinite(x) & ((x < bounds[0]) | (x > bounds[1])))
+
+
+def start_inside(x: Any, name: str, bounds: tuple[float, float] | None) -> tuple[Array, Array | None]:
+    """Starts [B, *event] reflected into the box, and [B] int32 which were outside (None without a box).
+
+    Raises:
+      ValueError: known starts are outside, or `bounds` are no pair. TypeError: not floating.
+    """
+    bounds = check_bounds(bounds)
+    known = checks.concrete(x) if isinstance(x, np.ndarray | jax.Array) else None
+    x = checks.float_array(x, name, min_ndim=1)
+    if bounds is None:
+        return x, None
+    known = checks.concrete(x) if known is None else known
+    if known is not None:
+        bad = np.isfinite(known) & ((known < bounds[0]) | (known > bounds[1]))
+        if np.any(bad):
+            raise ValueError(f"{name} must lie in bounds {bounds}, got {known[bad].ravel()[0]}")
+    return reflect(x, bounds)[0], outside(x, bounds).astype(jnp.int32)
 
 
 def _check_energies(energies: Any) -> tuple[Potential, ...]:
@@ -132,7 +175,8 @@ def _energy_and_gradient(energies: Sequence[Potential], x: Array, adjusted: bool
 
 
 def evaluate(settings: Settings, x: Array) -> LangevinState:
-    """The state of chains at x [B, *event]."""
+    """The state of chains at x [B, *event], in float32 or wider: a step rounded to bfloat16 drifts."""
+    x = checks.wide(x)
     value, gradient = value_and_gradient(settings.potential, x)
     energy = energy_gradient = None
     if settings.energies:
@@ -149,6 +193,11 @@ def _wide(a: Array, like: Array) -> Array:
 def _all(mask: Array) -> Array:
     """[B] whether a mask [B, *event] holds everywhere in the event."""
     return jnp.all(mask, axis=tuple(range(1, mask.ndim)))
+
+
+def _any(mask: Array) -> Array:
+    """[B] whether a mask [B, *event] holds anywhere in the event."""
+    return jnp.any(mask, axis=tuple(range(1, mask.ndim)))
 
 
 def _select(mask: Array, new: Any, old: Any) -> Any:
@@ -171,56 +220,64 @@ def move(
     keys: Array, state: LangevinState, t: Array, step_size: Array, settings: Settings
 ) -> tuple[LangevinState, LangevinInfo]:
     """`langevin.step` with checked arguments: keys [B], t and step_size () or [B]."""
+    state = jax.tree.map(checks.wide, state)
     x, method, bounds = state.x, settings.method, settings.bounds
     h = jnp.broadcast_to(step_size.astype(x.dtype), x.shape[:1])
     epsilon = epsilon_end = _epsilon(settings.temperature, t, x)
     if method == "heun":
         epsilon_end = _epsilon(settings.temperature, t + step_size, x)
-    noise_keys = keys
+    noise_keys = keys = random.derive(keys, "langevin")
     if method == "mala":
         noise_keys, uniform_keys = random.split(keys)
     eta = jax.vmap(lambda k: jax.random.normal(k, x.shape[1:], x.dtype))(noise_keys)
     variance = (epsilon + epsilon_end) * h
     random_part = _wide(_root(variance), x) * eta
     cold = epsilon == 0
+    strayed = None if bounds is None else outside(x, bounds)
 
     def proposal(drift):
-        """(point to evaluate: x where there is none, [B] whether it is finite, [B] inside the box)."""
-        y = x - _wide(h, x) * drift + random_part
+        """(point to evaluate: x where there is none, [B] whether it is finite, sign of its reflection)."""
+        y, sign = x - _wide(h, x) * drift + random_part, None
         finite = _all(jnp.isfinite(y))
-        inside = jnp.ones_like(cold)
         if bounds is not None:
-            clipped = jnp.clip(y, *bounds)
-            if method == "mala":
-                clipped = _select(cold, clipped, y)
-                inside = _all((clipped >= bounds[0]) & (clipped <= bounds[1]))
-            y = clipped
-        return _select(finite & inside, y, x), finite, inside
+            folded, sign = reflect(y, bounds)
+            # Without noise the flow stops at a wall.
+            y = _select(variance == 0, jnp.clip(y, *bounds), folded)
+            y = _select(strayed, reflect(x, bounds)[0], y)
+        return _select(finite, y, x), finite, sign
 
     drift = _drift(state, epsilon)
-    y, finite, inside = proposal(drift)
+    y, finite, sign = proposal(drift)
     new = evaluate(settings, y)
     if method == "heun":
         finite = finite & _finite(new)
         y, also_finite, _ = proposal(0.5 * (drift + _drift(new, epsilon_end)))
         finite, new = finite & also_finite, evaluate(settings, y)
     usable = finite & _finite(new)
+    num_outside = None if strayed is None else strayed.astype(jnp.int32)
     if method != "mala":
-        info = LangevinInfo(usable.astype(x.dtype), usable, (~usable).astype(jnp.int32))
+        info = LangevinInfo(usable.astype(x.dtype), usable, (~usable).astype(jnp.int32), num_outside)
         return _select(usable, new, state), info
 
-    log_ratio = _log_acceptance(state, new, eta, epsilon, h)
-    usable = usable & (cold | ~jnp.isnan(log_ratio))
-    acceptance = jnp.where(cold, 1.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
-    acceptance = jnp.where(usable & inside, acceptance, 0.0)
+    log_ratio = _log_acceptance(state, new, eta, epsilon, h, sign)
+    certain = cold if strayed is None else cold | strayed
+    usable = usable & (certain | ~jnp.isnan(log_ratio))
+    acceptance = jnp.where(certain, 1.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
+    acceptance = jnp.where(usable, acceptance, 0.0)
     accepted = jax.vmap(lambda k: jax.random.uniform(k, (), x.dtype))(uniform_keys) < acceptance
     zero_density = finite & (_is_infinite(new.value) | _is_infinite(new.energy))
     num_nonfinite = (~usable & ~zero_density).astype(jnp.int32)
-    return _select(accepted, new, state), LangevinInfo(acceptance, accepted, num_nonfinite)
+    return _select(accepted, new, state), LangevinInfo(acceptance, accepted, num_nonfinite, num_outside)
 
 
-def _log_acceptance(old: LangevinState, new: LangevinState, eta: Array, epsilon: Array, h: Array) -> Array:
+def _log_acceptance(
+    old: LangevinState, new: LangevinState, eta: Array, epsilon: Array, h: Array, sign: Array | None
+) -> Array:
     """[B] log of pi(y) q(x | y) / (pi(x) q(y | x)), pi = exp(-V/eps - U), y = x - h G(x) + sqrt(2 eps h) eta.
+
+    In a box the test is that of the density continued evenly at every wall: y is the proposal before its
+    reflection, where the slope is `sign` times that in the box. The moves commute with the reflections,
+    so that what is seen in the box keeps the density there, whichever image of y was drawn.
 
     With c = sqrt(h / (2 eps)) (G(x) + G(y)) the densities' ratio is exp(c . (eta - c/2)): no difference
     of large squares.
@@ -229,7 +286,8 @@ def _log_acceptance(old: LangevinState, new: LangevinState, eta: Array, epsilon:
     log_ratio = (old.value - new.value) / epsilon
     if old.energy is not None:
         log_ratio = log_ratio + old.energy - new.energy
-    c = _wide(jnp.sqrt(0.5 * h / epsilon), eta) * (_drift(old, epsilon) + _drift(new, epsilon))
+    backward = _drift(new, epsilon) if sign is None else sign * _drift(new, epsilon)
+    c = _wide(jnp.sqrt(0.5 * h / epsilon), eta) * (_drift(old, epsilon) + backward)
     return log_ratio + jnp.sum(c * (eta - 0.5 * c), axis=tuple(range(1, eta.ndim)))
 
 

@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import collectives, importance
+from egm import checks, collectives, importance
 from egm.typing import Array
 
 
 def weighted_means(values: Array, log_weights: Array, axis_name: str | None) -> tuple[tuple, Array]:
     """This device's share of the weighted means of V and V^2 (their pmean is the mean), and the ESS."""
+    values = checks.wide(values)
     usable = jnp.isfinite(values)
     weights = importance.snis(jnp.where(usable, log_weights, -jnp.inf), 0, axis_name)
     share = weights.weights * collectives.axis_size(axis_name)
-    values = jnp.where(usable, values, 0.0)
+    # Also where the weight is zero, which the square of a large value would turn to NaN.
+    values = jnp.where(usable & (share > 0), values, 0.0)
     return (jnp.sum(share * values), jnp.sum(share * values**2)), weights.ess
 
 
@@ -55,10 +57,12 @@ def all_true(mask: Array) -> Array:
 
 def norms(gradient: Array, usable: Array) -> Array:
     """[B] Euclidean norms of [B, *event] without gradient, 0 where not usable [B] or not finite."""
-    norm = jnp.linalg.norm(jax.lax.stop_gradient(gradient).reshape(gradient.shape[0], -1), axis=-1)
+    norm = jnp.linalg.norm(
+        checks.wide(jax.lax.stop_gradient(gradient)).reshape(gradient.shape[0], -1), axis=-1
+    )
     return jnp.where(usable & jnp.isfinite(norm), norm, 0.0)
 
 
 def mean(x: Array) -> Array:
     """The mean over this device, without gradient."""
-    return jnp.mean(jax.lax.stop_gradient(x))
+    return jnp.mean(checks.wide(jax.lax.stop_gradient(x)))

@@ -17,7 +17,7 @@ from egm import checks, collectives, importance, random
 from egm.typing import Array, Key
 from energymatch import langevin
 from energymatch.potential import Potential, boltzmann_log_density
-from energymatch.priors import GaussianPrior, Prior
+from energymatch.priors import GaussianPrior, MixturePrior, Prior
 
 TARGET_ACCEPTANCE = 0.57
 """Of the adjusted moves; optimal for MALA in high dimension (Roberts and Rosenthal, 1998)."""
@@ -27,6 +27,8 @@ PILOT_STEPS = 1000
 """Most levels of the pilot."""
 PILOT_MOVES = 4
 """Moves at each level of the pilot, each followed by an adaptation of the step size."""
+POOLED = 8
+"""Chains' worth of the mean acceptance in that of each component of a mixture."""
 
 
 class Bridge(NamedTuple):
@@ -35,7 +37,8 @@ class Bridge(NamedTuple):
     Attributes:
       schedule: [K + 1] increasing levels b, 0 first and 1 last.
       step_sizes: [K] Langevin step h of the moves at schedule[1:], x - h A A^T grad E + sqrt(2 h) A
-        noise, with A the scale of a `GaussianPrior`, else 1.
+        noise, with A the scale of a `GaussianPrior`, else 1. With a `MixturePrior` of C components [K, C]:
+        each has its own A and h (or [K], one h for all).
     """
 
     schedule: Array
@@ -48,6 +51,15 @@ class Problem:
 
     x = mean + A z for a `GaussianPrior`, so that its covariance preconditions the moves; else x = z. The
     densities stay those of x: weights need ratios only.
+
+    With a `MixturePrior` z = x too, but each move is made in the coordinates of one component c, drawn by
+    its responsibility r_c(x) = w_c N_c(x) / p_0(x). Given c the target is r_c times the level's density,
+
+      r_c(x) p_0(x) exp(-b W(x)) = w_c N_c(x) exp(-b W(x)),
+
+    the level's with one component in the place of the mixture, and the adjusted move keeps it, with any
+    step size that depends on c. Drawing c, moving and forgetting c is then in detailed balance with the
+    level's density itself (sum over c of balanced flows): modes of any widths each get their own moves.
     """
 
     potential: Potential
@@ -69,6 +81,8 @@ class Problem:
     def coordinates(self, x: Array) -> Array:
         """[B, *event] z of the states x."""
         prior = self.prior
+        if isinstance(prior, MixturePrior) and x.shape[1:] != prior.mean.shape[1:]:
+            raise ValueError(f"x must have event shape {prior.mean.shape[1:]}, got {x.shape[1:]}")
         if not isinstance(prior, GaussianPrior):
             return x
         if x.shape[1:] != prior.mean.shape:
@@ -77,14 +91,15 @@ class Problem:
 
     def start(self, keys: Array) -> langevin.LangevinState:
         """[B] exact samples of the prior, one for each key."""
-        x = checks.float_array(self.prior.sample(keys, keys.shape[0]), "prior.sample", min_ndim=1)
+        x = self.prior.sample(keys, keys.shape[0])
+        x = checks.wide(checks.float_array(x, "prior.sample", min_ndim=1))
         if x.shape[0] != keys.shape[0]:
             raise ValueError(f"prior.sample must return {keys.shape[0]} states, got shape {x.shape}")
         return self.init(self.coordinates(x))
 
     def init(self, z: Array) -> langevin.LangevinState:
-        """Chains at z; their `value` is the work W, their `energy` -log p_0."""
-        return langevin.init(self._work, z, energies=(self._base,))
+        """Chains at z; their `value` is the work W, their `energy` -log p_0 (None with a mixture)."""
+        return langevin.init(self._work, z, energies=() if self._is_mixture else (self._base,))
 
     def move(
         self, keys: Array, state: langevin.LangevinState, b: Array, step_size: Array, num_moves: int
@@ -92,16 +107,56 @@ class Problem:
         """(state, ([B] mean acceptance, [B] proposals that were not finite)) of moves that keep level b."""
 
         def body(state, index):
-            alive = jnp.isfinite(state.value)
-            state, info = langevin.step(
-                fold(keys, index), state, 0.0, potential=self._work, energies=(self._base,),
-                temperature=1 / b, step_size=b * step_size, method="mala",
-            )  # fmt: skip
-            # A chain outside the support stays there with no weight: that is no proposal's fault.
-            return state, (info.acceptance, jnp.where(alive, info.num_nonfinite, 0))
+            state, acceptance, bad, _ = self.step(fold(keys, index), state, b, step_size)
+            return state, (acceptance, bad)
 
         state, (acceptance, bad) = jax.lax.scan(body, state, np.arange(num_moves))
         return state, (jnp.mean(acceptance, axis=0), jnp.sum(bad, axis=0))
+
+    def step(
+        self, keys: Array, state: langevin.LangevinState, b: Array, step_size: Array
+    ) -> tuple[langevin.LangevinState, Array, Array, Array]:
+        """One move: (state, [B] acceptance, [B] proposals not finite, [B] the component that made it)."""
+        alive = jnp.isfinite(state.value)
+        if self._is_mixture:
+            new, info, labels = self._step_in_component(keys, state, b, step_size)
+        else:
+            new, info = langevin.step(
+                keys, state, 0.0, potential=self._work, energies=(self._base,),
+                temperature=1 / b, step_size=b * step_size, method="mala",
+            )  # fmt: skip
+            labels = jnp.zeros(alive.shape, jnp.int32)
+        # A chain outside the support stays there with no weight: that is no proposal's fault.
+        return new, info.acceptance, jnp.where(alive, info.num_nonfinite, 0), labels
+
+    def _step_in_component(self, keys, state, b, step_size):
+        label_keys, move_keys = random.split(keys)
+        log_joint = self.prior.log_joint(state.x)
+        labels = random.per_example(jax.random.categorical, label_keys, log_joint).astype(jnp.int32)
+        frames = self.prior.frames(labels)
+        h = step_size if step_size.ndim == 0 else step_size[labels]
+        z = frames.coordinates(state.x)
+        # -log of the component's density, its constant left out: the test needs differences only.
+        base = lambda z: 0.5 * jnp.sum(z**2, axis=tuple(range(1, z.ndim)))
+        local = langevin.LangevinState(z, state.value, frames.pull(state.gradient), base(z), z)
+        local, info = langevin.step(
+            move_keys, local, 0.0, potential=lambda z: self._work(frames.event(z)), energies=(base,),
+            temperature=1 / b, step_size=b * h, method="mala",
+        )  # fmt: skip
+        # States that stay are kept as they were, so that coordinates never round them away.
+        moved = info.accepted.reshape(-1, *[1] * (z.ndim - 1))
+        x = jnp.where(moved, frames.event(local.x), state.x)
+        gradient = jnp.where(moved, frames.push(local.gradient), state.gradient)
+        return langevin.LangevinState(x, local.value, gradient, None, None), info, labels
+
+    @property
+    def _is_mixture(self) -> bool:
+        return isinstance(self.prior, MixturePrior)
+
+    @property
+    def num_step_sizes(self) -> int | None:
+        """C of a mixture, one step size for each component; None for a single one."""
+        return self.prior.log_weights.shape[0] if self._is_mixture else None
 
     def _base(self, z: Array) -> Array:
         return -self._log_density(self.event(z))
@@ -181,7 +236,7 @@ def levels(bridge: Bridge) -> tuple[Array, Array, Array, Array]:
     return np.arange(bridge.step_sizes.shape[0]), bridge.schedule[:-1], bridge.schedule[1:], bridge.step_sizes
 
 
-def check_bridge(bridge: Any) -> Bridge:
+def check_bridge(bridge: Any, num_step_sizes: int | None = None) -> Bridge:
     """The bridge, checked: shapes, and where concrete that levels increase from 0 to 1."""
     if not isinstance(bridge, Bridge):
         raise TypeError(f"bridge must be a Bridge(schedule, step_sizes), got {bridge!r}")
@@ -189,10 +244,11 @@ def check_bridge(bridge: Any) -> Bridge:
     step_sizes = checks.float_array(bridge.step_sizes, "bridge.step_sizes")
     if schedule.ndim != 1 or schedule.size < 2:
         raise ValueError(f"bridge.schedule must be a vector of at least 2 levels, got shape {schedule.shape}")
-    if step_sizes.shape != (schedule.size - 1,):
-        raise ValueError(
-            f"bridge.step_sizes must have shape {(schedule.size - 1,)}, got shape {step_sizes.shape}"
-        )
+    shape = (schedule.size - 1,)
+    allowed = (shape,) if num_step_sizes is None else (shape, (*shape, num_step_sizes))
+    if step_sizes.shape not in allowed:
+        expected = " or ".join(map(str, allowed))
+        raise ValueError(f"bridge.step_sizes must have shape {expected}, got shape {step_sizes.shape}")
     value = checks.concrete(schedule)
     if value is not None and not (
         value[0] == 0 < value[1] and value[-1] == 1 and np.all(np.diff(value) >= 0)
@@ -246,26 +302,45 @@ def tune_bridge(
 
         def adapt(carry, move):
             state, h = carry
-            state, (acceptance, _) = problem.move(fold(key_moves, move), state, b, h, 1)
-            return (state, h * jnp.exp(jnp.mean(gather(acceptance)) - TARGET_ACCEPTANCE)), None
+            state, acceptance, _, labels = problem.step(fold(key_moves, move), state, b, h)
+            return (state, h * jnp.exp(_excess(gather(acceptance), gather(labels), h))), None
 
         (state, h), _ = jax.lax.scan(adapt, (state, h), index * PILOT_MOVES + jnp.arange(PILOT_MOVES))
         found = Bridge(found.schedule.at[index + 1].set(b), found.step_sizes.at[index].set(h))
         return index + 1, b, h, state, found
 
-    empty = Bridge(jnp.zeros(PILOT_STEPS + 1, dtype), jnp.ones(PILOT_STEPS, dtype))
-    start = (jnp.zeros((), jnp.int32), jnp.zeros((), dtype), _first_step(layout, state, gather), state, empty)
+    first = _first_step(problem, layout, state, gather)
+    empty = Bridge(jnp.zeros(PILOT_STEPS + 1, dtype), jnp.ones((PILOT_STEPS, *first.shape), dtype))
+    start = (jnp.zeros((), jnp.int32), jnp.zeros((), dtype), first, state, empty)
     start = collectives.varying_like(start, jax.eval_shape(body, start))
     count, _, _, _, found = jax.lax.while_loop(lambda carry: carry[1] < 1, body, start)
     at = jnp.linspace(0.0, 1.0, num_steps + 1, dtype=dtype) * count.astype(dtype)
     places = jnp.arange(PILOT_STEPS + 1, dtype=dtype)
     schedule = jnp.interp(at, places, found.schedule).at[-1].set(1.0)
-    log_h = jnp.interp(at[1:], places[1:], jnp.log(found.step_sizes))
+    log_h = jnp.log(found.step_sizes)
+    between = lambda column: jnp.interp(at[1:], places[1:], column)
+    log_h = between(log_h) if log_h.ndim == 1 else jax.vmap(between, 1, 1)(log_h)
     return Bridge(schedule, jnp.exp(log_h))
 
 
-def _first_step(layout: Layout, state: langevin.LangevinState, gather: Any) -> Array:
-    """MALA's step size for the prior: its variance times D^(-1/3)."""
+def _excess(acceptance: Array, labels: Array, h: Array) -> Array:
+    """Mean acceptance [N] above the target, of all chains or, where h is [C], of each component's.
+
+    A component's mean is drawn to that of all by as much as POOLED chains weigh: few say little.
+    """
+    excess = acceptance - TARGET_ACCEPTANCE
+    if h.ndim == 0:
+        return jnp.mean(excess)
+    mine = (labels[:, None] == jnp.arange(h.size)[None]).astype(excess.dtype)
+    total = jnp.sum(mine * excess[:, None], axis=0) + POOLED * jnp.mean(excess)
+    return total / (jnp.sum(mine, axis=0) + POOLED)
+
+
+def _first_step(problem: Problem, layout: Layout, state: langevin.LangevinState, gather: Any) -> Array:
+    """MALA's step size for the prior: its variance times D^(-1/3); in a component's coordinates that is 1."""
+    if problem.num_step_sizes is not None:
+        size = np.prod(state.x.shape[1:])
+        return jnp.full(problem.num_step_sizes, size ** (-1 / 3), state.value.dtype)
     z = layout.split(state.x)
     # Neighbours within a group are independent: half their squared distance is the variance.
     squares = 0.5 * (z - jnp.roll(z, 1, axis=1)) ** 2

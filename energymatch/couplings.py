@@ -15,7 +15,7 @@ from jax import lax
 
 from egm import checks, collectives, random
 from egm.typing import Array, Key
-from energymatch.costs import CostFn, squared_euclidean
+from energymatch.costs import CostFn, squared_euclidean, squared_euclidean_of_centred
 from energymatch.plans import exact_assignment, sinkhorn_plan
 
 __all__ = [
@@ -43,7 +43,8 @@ def independent(key: Key, x_0: Array, x_1: Array, *, axis_name: str | None = Non
       TypeError, ValueError: the sizes differ, an array is not floating, or the key is none.
     """
     x_0, x_1 = _batches(x_0, x_1)
-    bits = jax.vmap(jax.random.bits)(random.example_keys(key, x_0.shape[0], axis_name))
+    keys = random.derive(random.example_keys(key, x_0.shape[0], axis_name), "independent")
+    bits = jax.vmap(jax.random.bits)(keys)
     order = jnp.argsort(collectives.all_gather(bits, axis_name))
     return x_0, collectives.all_gather(x_1, axis_name)[_own_rows(order, axis_name)]
 
@@ -114,13 +115,11 @@ def sinkhorn(
       TypeError, ValueError: as `exact_ot` and `sinkhorn_plan`.
     """
     x_0, x_1 = _batches(x_0, x_1)
-    keys = random.example_keys(key, x_0.shape[0], axis_name)
+    keys = random.derive(random.example_keys(key, x_0.shape[0], axis_name), "sinkhorn")
     matrix, x_1 = _global_cost(cost, x_0, x_1, axis_name)
     plan = sinkhorn_plan(matrix, regularization, tolerance=tolerance, max_iterations=max_iterations)
     plan = collectives.whole(plan)
-    cumulative = jnp.cumsum(_own_rows(plan, axis_name), axis=1)
-    level = jax.vmap(lambda k: jax.random.uniform(k, dtype=cumulative.dtype))(keys) * cumulative[:, -1]
-    return x_0, x_1[jnp.argmax(cumulative > level[:, None], axis=1)]
+    return x_0, x_1[random.per_example(random.categorical, keys, _own_rows(plan, axis_name))]
 
 
 def _batches(x_0: Array, x_1: Array) -> tuple[Array, Array]:
@@ -134,6 +133,8 @@ def _global_cost(cost: CostFn, x_0: Array, x_1: Array, axis_name: str | None) ->
     """([B, B] costs of the global batch, the global x_1)."""
     checks.function(cost, "cost")
     x_0, x_1 = collectives.all_gather((x_0, x_1), axis_name)
+    if cost is squared_euclidean:
+        cost = squared_euclidean_of_centred
     matrix = cost(*lax.stop_gradient((x_0, x_1)))
     return collectives.whole(checks.model_output(matrix, "cost", (x_0.shape[0],) * 2)), x_1
 

@@ -66,7 +66,7 @@ def hessian_vector_product(potential: Potential, x: Array, v: Array) -> Array:
       TypeError: `x`, `v` or V(x) is not floating. ValueError: `x` has no batch axis, `v` another shape
         than `x`, or V(x) is not [B].
     """
-    x = checks.float_array(x, "x", min_ndim=1)
+    x = checks.wide(checks.float_array(x, "x", min_ndim=1))
     v = _like(v, "v", x)
     return jax.jvp(lambda x: value_and_gradient(potential, x)[1], (x,), (v,))[1]
 
@@ -85,7 +85,7 @@ def spectrum(potential: Potential, x: Array, *, chunk_size: int | None = None) -
     Raises:
       TypeError, ValueError: as `hessian_vector_product`, or `chunk_size` is no positive int.
     """
-    x = checks.float_array(x, "x", min_ndim=1)
+    x = checks.wide(checks.not_empty(checks.float_array(x, "x", min_ndim=1), "x"))
     if chunk_size is not None:
         checks.positive_int(chunk_size, "chunk_size")
     push, finite = _linearized(potential, x)
@@ -123,7 +123,7 @@ def lanczos(
 
     Source: Golub and Van Loan, Matrix Computations, section 10.1 (Lanczos) and 10.3 (reorthogonalisation).
     """
-    x = checks.float_array(x, "x", min_ndim=1)
+    x = checks.wide(checks.not_empty(checks.float_array(x, "x", min_ndim=1), "x"))
     batch, size = x.shape[0], math.prod(x.shape[1:])
     num_steps = _check_steps(num_steps, size)
     start_keys, keys = random.split(random.example_keys(key, batch, axis_name))
@@ -179,7 +179,7 @@ def eigenvalue_count(
     Source: Energy Matching (arXiv 2504.10612), local intrinsic dimension; Ubaru, Chen and Saad (2017),
       "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature".
     """
-    x = checks.float_array(x, "x", min_ndim=1)
+    x = checks.wide(checks.not_empty(checks.float_array(x, "x", min_ndim=1), "x"))
     batch, size = x.shape[0], math.prod(x.shape[1:])
     keys, num_steps = _check_count(threshold, method, key, num_steps, num_probes, x, axis_name)
     threshold = jnp.asarray(threshold, x.dtype)
@@ -201,7 +201,7 @@ def eigenvalue_count(
             out = _symmetric.tridiagonalize(push, _directions(start_keys, x), restart_keys, num_steps)
             return *_symmetric.weight_inside(out, threshold), _symmetric.all_finite(out)
 
-        probe_keys = jax.vmap(lambda k: jax.random.split(k, num_probes), out_axes=1)(keys)
+        probe_keys = jnp.stack(random.split(keys, num_probes))
         weights, unresolved, resolvable = jax.vmap(probe)(probe_keys)
         finite &= jnp.all(resolvable, axis=0)
         count, undecided = size * jnp.mean(weights, axis=0), size * jnp.mean(unresolved, axis=0)
@@ -243,7 +243,7 @@ def local_intrinsic_dimension(
 
     Source: Energy Matching (arXiv 2504.10612), local intrinsic dimension.
     """
-    x = checks.float_array(x, "x", min_ndim=1)
+    x = checks.wide(checks.not_empty(checks.float_array(x, "x", min_ndim=1), "x"))
     batch = x.shape[0]
     chunk = min(checks.positive_int(chunk_size, "chunk_size"), batch)
     keys, _ = _check_count(threshold, method, key, num_steps, num_probes, x, axis_name)

@@ -59,7 +59,7 @@ class QuadraticRepulsion:
         # sum_{k < m} |f_k - f_m|^2 = M sum_k |f_k - mean|^2
         centred = features - jnp.mean(features, axis=1, keepdims=True)
         squares = self.group_size * jnp.sum(centred**2, axis=(1, 2))
-        return _share(self, -squares / (2 * jnp.asarray(self.scale, x.dtype) ** 2))
+        return _share(self, -squares / (2 * jnp.asarray(self.scale, features.dtype) ** 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,8 @@ class BoundedRepulsion:
         features = _features(self, x)
         first, second = np.triu_indices(self.group_size, 1)
         squares = jnp.sum((features[:, first] - features[:, second]) ** 2, axis=-1)
-        pairs = jnp.exp(-squares / (2 * jnp.asarray(self.scale, x.dtype) ** 2))
-        return _share(self, jnp.asarray(self.strength, x.dtype) * jnp.sum(pairs, axis=1))
+        pairs = jnp.exp(-squares / (2 * jnp.asarray(self.scale, features.dtype) ** 2))
+        return _share(self, jnp.asarray(self.strength, features.dtype) * jnp.sum(pairs, axis=1))
 
 
 def joint(function: Potential) -> Potential:
@@ -134,12 +134,12 @@ def _check_interaction(interaction: Any) -> None:
 
 def _features(interaction: Any, x: Array) -> Array:
     """[G, M, F] features of the members."""
-    x = checks.float_array(x, "x", min_ndim=1)
+    x = checks.wide(checks.float_array(x, "x", min_ndim=1))
     batch, members = x.shape[0], interaction.group_size
     if batch % members:
         raise ValueError(f"x must hold whole groups of group_size = {members}, got a batch of {batch}")
     out = x if interaction.projection is None else interaction.projection(x)
-    out = checks.float_array(out, "projection(x)", min_ndim=1)
+    out = checks.wide(checks.float_array(out, "projection(x)", min_ndim=1))
     if out.shape[0] != batch:
         raise ValueError(f"projection must return {batch} features, got shape {out.shape}")
     return out.reshape(batch // members, members, math.prod(out.shape[1:]))

@@ -21,7 +21,17 @@ from energymatch import _moves
 from energymatch._moves import METHODS, LangevinInfo, LangevinState, Temperature
 from energymatch.potential import Potential
 
-__all__ = ["METHODS", "LangevinInfo", "LangevinState", "Samples", "Temperature", "init", "sample", "step"]
+__all__ = [
+    "METHODS",
+    "LangevinInfo",
+    "LangevinState",
+    "Samples",
+    "Temperature",
+    "init",
+    "reflect",
+    "sample",
+    "step",
+]
 
 
 class Samples(NamedTuple):
@@ -33,6 +43,7 @@ class Samples(NamedTuple):
       times: their times, [T] or, where clocks differ, [T, B]; or None.
       acceptance: [B] mean over steps of the acceptance probability.
       num_nonfinite: [B] int32, steps in which a non-finite proposal held the chain where it was.
+      num_outside: [B] int32, 1 where the start lay outside `bounds` and was reflected in; None without.
     """
 
     x: Array
@@ -40,6 +51,18 @@ class Samples(NamedTuple):
     times: Array | None
     acceptance: Array
     num_nonfinite: Array
+    num_outside: Array | None = None
+
+
+def reflect(x: Array, bounds: tuple[float, float]) -> Array:
+    """x of any shape folded into [lo, hi] at the walls, however often that takes.
+
+    Raises:
+      TypeError, ValueError: `x` is not floating, `bounds` is no pair lo < hi.
+    """
+    x = checks.float_array(x, "x")
+    bounds = _moves.check_bounds(bounds)
+    return x if bounds is None else _moves.reflect(x, bounds)[0]
 
 
 def init(potential: Potential, x: Array, *, energies: Sequence[Potential] = ()) -> LangevinState:
@@ -47,7 +70,7 @@ def init(potential: Potential, x: Array, *, energies: Sequence[Potential] = ()) 
 
     Args:
       potential: V(x) -> [B].
-      x: [B, *event].
+      x: [B, *event]; the chains are in float32 where it is narrower.
       energies: U_j, each [B, *event] -> [B], or -> a scalar (a term that couples the batch).
 
     Raises:
@@ -95,8 +118,10 @@ def step(
       energies: U_j as in `init`. Terms that couple the batch see the other chains' proposals; "mala"
         takes terms of one example each only.
       method: one of METHODS.
-      bounds: (lo, hi) of each coordinate: unadjusted moves are clipped, "mala" rejects what lies
-        outside (its target is the density cut to the box).
+      bounds: (lo, hi) of each coordinate, walls that reflect: a move with noise is folded into the box, one
+        without (eps = 0) stops at the wall. "mala" tests its folded proposals as moves of the density
+        continued evenly at the walls, hence is exact for the density cut to the box. A chain that stands
+        outside is reflected in, in place of its step, and counted.
       axis_name: the mapped axis over which the chains are split.
 
     Returns:
@@ -132,7 +157,8 @@ def sample(
 ) -> Samples:
     """Chains from x_0 over the times t_k = t_0 + k h, k = 0..num_steps.
 
-    Step k of chain b draws from `fold_in(keys[b], k)`, keys the [B] keys or `fold_in(key, global b)`.
+    Step k of chain b takes the key `fold_in(keys[b], k)`, keys the [B] keys or `fold_in(key, global b)`: the
+    same numbers come from a loop of `step`.
 
     Args:
       key: a typed key, or [B] keys.
@@ -142,7 +168,8 @@ def sample(
       step_size: h, as in `step`.
       temperature: eps, as in `step`.
       t_0: time of x_0, a scalar or [B] (chains started at data and at the prior have clocks apart).
-      energies, method, bounds, axis_name: as in `step`.
+      energies, method, bounds, axis_name: as in `step`. Starts outside the bounds raise where they are
+        known; traced ones are reflected in and counted.
       save_every: keep every so many states, x_0 and the last one included; must divide num_steps. None
         keeps the end only. Memory goes to what is kept.
 
@@ -150,14 +177,15 @@ def sample(
       Samples.
 
     Raises:
-      TypeError, ValueError: an argument has a wrong type, shape or value.
+      TypeError, ValueError: an argument has a wrong type, shape or value; a known x_0 outside `bounds`.
     """
     settings = _moves.check_settings(potential, temperature, energies, method, bounds)
     num_steps = checks.positive_int(num_steps, "num_steps")
     every = num_steps if save_every is None else checks.positive_int(save_every, "save_every")
     if num_steps % every:
         raise ValueError(f"save_every must divide num_steps = {num_steps}, got {save_every}")
-    x_0 = checks.float_array(x_0, "x_0", min_ndim=1)
+    x_0 = checks.not_empty(checks.float_array(x_0, "x_0", min_ndim=1), "x_0")
+    x_0, num_outside = _moves.start_inside(x_0, "x_0", settings.bounds)
     batch = x_0.shape[0]
     t_0, step_size = _moves.check_time(t_0, "t_0", batch), _moves.check_step_size(step_size, batch)
     keys = random.example_keys(key, batch, axis_name)
@@ -185,4 +213,4 @@ def sample(
     if save_every is not None:
         states = jnp.concatenate([start[0].x[None], states])
         times = jax.vmap(time)(np.arange(0, num_steps + 1, every))
-    return Samples(state.x, states, times, acceptance / num_steps, num_nonfinite)
+    return Samples(state.x, states, times, acceptance / num_steps, num_nonfinite, num_outside)

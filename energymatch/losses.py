@@ -7,13 +7,14 @@ are local: under a mapped axis take `pmean` of the loss and of its gradient, as
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from egm import checks, collectives, random
+from egm import checks, collectives, importance, random
 from egm.typing import Array, Key, PyTree
 from energymatch import _reductions, schedules
 from energymatch._checks import number
@@ -33,18 +34,25 @@ class Batch(NamedTuple):
       x_1: [B, *event] data.
       data: [N, *event] data for the contrastive term and to start negatives from; in the warm-up unused.
       prior: [P, *event] samples of the prior to start negatives from, or None.
+      starts: [S, *event] other data to start negatives from in place of `data`, or None.
     """
 
     x_0: Array
     x_1: Array
     data: Array | None = None
     prior: Array | None = None
+    starts: Array | None = None
 
 
 def time_gate(tau_star: float) -> Gate:
     """The published gate: `schedules.flow_weight`, 1 up to tau_star and linear to 0 at t = 1."""
     schedules.flow_weight(0.0, tau_star)
-    return lambda t, values, data_values: schedules.flow_weight(t, tau_star)
+    return functools.partial(_time_gate, tau_star=tau_star)
+
+
+def _time_gate(t: Array, values: Array, data_values: Array | None, *, tau_star: float) -> Array:
+    del values, data_values
+    return schedules.flow_weight(t, tau_star)
 
 
 def energy_gate(
@@ -121,16 +129,19 @@ def flow_matching_loss(
     if gate is not None:
         checks.function(gate, "gate")
     if data_values is not None:
-        data_values = checks.vector(data_values, "data_values")
+        data_values = checks.wide(checks.vector(data_values, "data_values"))
     x_0, x_1 = checks.float_array(x_0, "x_0", min_ndim=2), checks.float_array(x_1, "x_1", min_ndim=2)
     if x_0.shape != x_1.shape:
         raise ValueError(f"x_1 must have the shape of x_0, {x_0.shape}, got {x_1.shape}")
     sigma = checks.positive_float(sigma, "sigma", allow_zero=True)
+    x_0, x_1 = checks.wide(x_0), checks.wide(x_1)
+    dtype = jnp.result_type(x_0, x_1)
+    x_0, x_1 = x_0.astype(dtype), x_1.astype(dtype)
     batch, event = x_0.shape[0], x_0.shape[1:]
     keys = random.example_keys(key, batch, axis_name)
 
     def draw(key):
-        time_key, noise_key = jax.random.split(key)
+        time_key, noise_key = random.split(key)
         eta = jax.random.normal(noise_key, event, x_0.dtype) if sigma else jnp.zeros(event, x_0.dtype)
         return jax.random.uniform(time_key, dtype=x_0.dtype), eta
 
@@ -166,6 +177,7 @@ def contrastive_divergence_loss(
     weight: float = 1.0,
     trim: float = 0.0,
     floor: float | None = None,
+    limit: float | None = None,
     log_weights: Array | None = None,
     energy_l2: float = 0.0,
     axis_name: str | None = None,
@@ -175,12 +187,21 @@ def contrastive_divergence_loss(
     A value that is not finite (of a datum or a negative) has weight zero; the others share its weight.
     Where no datum or no negative is left the loss is zero: one mean alone would depend on V's constant.
 
+    The contrast runs away where its negatives cannot follow V: it then lifts V at states that the model has
+    long left, without end. With a `limit` a negative that far above the data, and its share of the data,
+    counts no more, and where the gap itself is beyond the limit the contrast waits: V goes on with the flow
+    loss alone, and the chains with it, until they have come down.
+
     Args:
       data_values: [N] V on data.
       negative_values: [M] V on samples of the model, which are constants.
       weight: lambda_cd.
       trim: fraction of the negatives, those of the highest V, that are dropped (of all devices together).
       floor: the weighted difference is cut to at least -floor, beyond which it has no gradient.
+      limit: negatives with V this far above the 90% quantile of V on the data have no say, and the loss is
+        that of the others times their share of the weight; it is 0 where the mean of V on the data is
+        this far below that on the negatives. None for none; `negative_limit` has one that samples of the
+        model do not reach.
       log_weights: [M] log-weights of the negatives (annealed importance sampling), self-normalised over
         all devices; without gradient.
       energy_l2: factor of a penalty (mean V^2 on data + mean V^2 on negatives).
@@ -188,7 +209,9 @@ def contrastive_divergence_loss(
 
     Returns:
       (scalar local loss, metrics data_energy, negative_energy, energy_gap (data - negatives),
-      negative_ess, nonfinite_data and nonfinite_negatives (fractions), floored (0 or 1)).
+      negative_ess, nonfinite_data and nonfinite_negatives (fractions), floored (0 or 1), contrast_kept (the
+      share of the negatives within the limit) and diverging (1 where the gap exceeds the limit on either
+      side, or no negative is within it: V is not being fitted, whatever the loss says)).
 
     Raises:
       TypeError, ValueError: an argument has a wrong type, shape or value.
@@ -196,8 +219,8 @@ def contrastive_divergence_loss(
     Source: Energy Matching (arXiv 2504.10612), L_CD and its clamp and trim; the L2 penalty: Du and
     Mordatch (2019).
     """
-    data_values = checks.float_array(data_values, "data_values", min_ndim=1)
-    negative_values = checks.float_array(negative_values, "negative_values", min_ndim=1)
+    data_values = checks.wide(checks.float_array(data_values, "data_values", min_ndim=1))
+    negative_values = checks.wide(checks.float_array(negative_values, "negative_values", min_ndim=1))
     for name, values in (("data_values", data_values), ("negative_values", negative_values)):
         if values.ndim != 1 or values.size == 0:
             raise ValueError(f"{name} must be a vector of at least 1, got shape {values.shape}")
@@ -206,7 +229,7 @@ def contrastive_divergence_loss(
     trim = checks.below_one(trim, "trim")
     if log_weights is None:
         log_weights = jnp.zeros_like(negative_values)
-    log_weights = checks.float_array(log_weights, "log_weights")
+    log_weights = checks.wide(checks.float_array(log_weights, "log_weights"))
     if log_weights.shape != negative_values.shape:
         raise ValueError(f"log_weights must have shape {negative_values.shape}, got {log_weights.shape}")
     keep = _reductions.lowest(jax.lax.stop_gradient(negative_values), trim, axis_name)
@@ -214,9 +237,26 @@ def contrastive_divergence_loss(
     data, data_ess = _reductions.weighted_means(data_values, jnp.zeros_like(data_values), axis_name)
     negative, negative_ess = _reductions.weighted_means(negative_values, log_weights, axis_name)
     gap = jnp.where((data_ess > 0) & (negative_ess > 0), data[0] - negative[0], 0.0)
-    # The switch of the floor is that of the whole batch.
+    # The switches of limit and floor are those of the whole batch.
     global_gap = collectives.pmean(jax.lax.stop_gradient(gap), axis_name)
-    loss, floored = weight * gap, jnp.zeros((), gap.dtype)
+    contrast, kept = gap, jnp.ones((), gap.dtype)
+    diverging = jnp.zeros((), gap.dtype)
+    if limit is not None:
+        limit = checks.positive_float(limit, "limit")
+        ceiling = _quantile(data_values, axis_name) + limit
+        within = jnp.where(jax.lax.stop_gradient(negative_values) <= ceiling, log_weights, -jnp.inf)
+        near, near_ess = _reductions.weighted_means(negative_values, within, axis_name)
+        # Cut, so that one chain that is far away does not decide for all.
+        cut = jnp.minimum(jax.lax.stop_gradient(negative_values), ceiling + limit)
+        cut, _ = _reductions.weighted_means(cut, log_weights, axis_name)
+        cut_gap = collectives.pmean(jax.lax.stop_gradient(data[0]) - cut[0], axis_name)
+        kept = _share(negative_values, within, log_weights, axis_name)
+        follows = (data_ess > 0) & (near_ess > 0) & (cut_gap >= -limit)
+        contrast = jnp.where(follows, kept * (data[0] - near[0]), 0.0)
+        known = (data_ess > 0) & (negative_ess > 0)
+        diverging = (known & (~follows | (cut_gap > limit))).astype(gap.dtype)
+        global_gap = collectives.pmean(jax.lax.stop_gradient(contrast), axis_name)
+    loss, floored = weight * contrast, jnp.zeros((), gap.dtype)
     if floor is not None:
         floor = checks.positive_float(floor, "floor", allow_zero=True)
         below = weight * global_gap < -floor
@@ -231,8 +271,37 @@ def contrastive_divergence_loss(
         "nonfinite_data": 1 - jnp.mean(jnp.isfinite(data_values)),
         "nonfinite_negatives": 1 - jnp.mean(jnp.isfinite(negative_values)),
         "floored": floored,
+        "contrast_kept": kept,
+        "diverging": diverging,
     }
     return loss, jax.lax.stop_gradient(metrics)
+
+
+def negative_limit(dim: int, epsilon: float) -> float:
+    """epsilon (D + 10): how far above the data V may lie at a negative that counts, D = `dim` elements.
+
+    At equilibrium V of a state is above its minimum by epsilon D/2 with deviation epsilon sqrt(D/2) in a
+    quadratic well. Twice that and 10 nats more is out of reach: a negative there lags behind V.
+
+    Raises:
+      TypeError, ValueError: an argument is no positive number.
+    """
+    return checks.positive_float(epsilon, "epsilon") * (checks.positive_int(dim, "dim") + 10)
+
+
+def _quantile(data_values: Array, axis_name: str | None) -> Array:
+    """The 90% quantile of the finite ones of all devices' values, without gradient."""
+    data = collectives.all_gather(jax.lax.stop_gradient(data_values), axis_name)
+    return jnp.nanquantile(jnp.where(jnp.isfinite(data), data, jnp.nan), 0.9)
+
+
+def _share(values: Array, kept: Array, log_weights: Array, axis_name: str | None) -> Array:
+    """The part of the weight exp(log_weights) of finite values that `kept`, the same or -inf, has."""
+    usable = jnp.where(jnp.isfinite(jax.lax.stop_gradient(values)), log_weights, -jnp.inf)
+    weights = importance.snis(usable, 0, axis_name).weights
+    total = lambda a: collectives.psum(jnp.sum(a), axis_name)
+    some = total(weights) > 0
+    return jnp.where(some, total(jnp.where(jnp.isfinite(kept), weights, 0.0)), 1.0)
 
 
 def energy_matching_loss(
@@ -247,6 +316,7 @@ def energy_matching_loss(
     sigma: float = 0.0,
     trim: float = 0.0,
     floor: float | None = None,
+    limit: float | None = None,
     log_weights: Array | None = None,
     energy_l2: float = 0.0,
     axis_name: str | None = None,
@@ -259,7 +329,7 @@ def energy_matching_loss(
       key: as for `flow_matching_loss`.
       batch: coupled pairs and data.
       negatives: [M, *event] samples of the model at these parameters; no gradient flows into them.
-      lambda_cd, trim, floor, log_weights, energy_l2: as for `contrastive_divergence_loss`.
+      lambda_cd, trim, floor, limit, log_weights, energy_l2: as for `contrastive_divergence_loss`.
       gate, sigma: as for `flow_matching_loss`.
       axis_name: mapped axis over which all batches are split.
 
@@ -275,8 +345,9 @@ def energy_matching_loss(
     checks.function(potential, "potential")
     checks.instance(batch, Batch, "batch")
     data = batch.x_1 if batch.data is None else batch.data
-    data = checks.float_array(data, "batch.data", min_ndim=2)
-    negatives = jax.lax.stop_gradient(checks.float_array(negatives, "negatives", min_ndim=2))
+    data = checks.wide(checks.not_empty(checks.float_array(data, "batch.data", min_ndim=2), "batch.data"))
+    negatives = checks.not_empty(checks.float_array(negatives, "negatives", min_ndim=2), "negatives")
+    negatives = jax.lax.stop_gradient(checks.wide(negatives))
     if negatives.shape[1:] != data.shape[1:]:
         raise ValueError(f"negatives must have event shape {data.shape[1:]}, got {negatives.shape[1:]}")
     states, finite = _reductions.finite_rows(jnp.concatenate([data, negatives.astype(data.dtype)]))
@@ -289,6 +360,7 @@ def energy_matching_loss(
         weight=lambda_cd,
         trim=trim,
         floor=floor,
+        limit=limit,
         log_weights=log_weights,
         energy_l2=energy_l2,
         axis_name=axis_name,

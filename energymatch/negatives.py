@@ -19,10 +19,12 @@ from jax.sharding import PartitionSpec as P
 
 from egm import checks, collectives, random
 from egm.typing import Array, Key
-from energymatch import langevin, schedules, tempering
+from energymatch import _moves, langevin, schedules, tempering
 from energymatch._checks import unit_interval
 from energymatch.losses import Batch
 from energymatch.potential import Potential
+
+MAX_FACTOR, HOTTEST, MAX_RUNGS = 1.7, 1.7**3, 8
 
 
 class Negatives(NamedTuple):
@@ -79,9 +81,11 @@ class ShortRun:
       step_size: of each (the paper's dt).
       tau_star: below which the schedule is at zero temperature.
       method: of `energymatch.langevin`.
-      bounds: (lo, hi) to clip to, for images.
+      bounds: (lo, hi) of each coordinate, walls that reflect; starts outside are reflected in.
       anneal_data: runs from data go through the schedule as well.
       end_time: of the schedule when a run ends, at least 1; num_steps * step_size is the dynamics' own time.
+      at_step_end: the temperature of a step is that of its end, as in the published 2D code, not of its
+        start, as in the published code for images.
       clip_at_end: `bounds` clip the last state only: a normal prior lies outside those of images.
 
     Source: Energy Matching (arXiv 2504.10612), phase 2.
@@ -95,6 +99,7 @@ class ShortRun:
     anneal_data: bool = False
     end_time: float = 1.0
     clip_at_end: bool = False
+    at_step_end: bool = False
 
     def __post_init__(self):
         checks.positive_int(self.num_steps, "num_steps")
@@ -114,8 +119,11 @@ class ShortRun:
         return P()
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
-        """As many negatives as data: even ones start from the prior, odd ones from data at their place."""
-        data = batch.x_1 if batch.data is None else batch.data
+        """As many negatives as data: even ones start from the prior, odd ones from data at their place.
+
+        Where batch.starts is given those from data start there instead, spread over all of its examples.
+        """
+        data = checks.wide(batch.x_1 if batch.data is None else batch.data)
         prior = batch.x_0 if batch.prior is None else batch.prior
         num, num_prior = data.shape[0], data.shape[0] - data.shape[0] // 2
         if num < 2 or prior.shape[0] < num_prior:
@@ -131,8 +139,14 @@ class ShortRun:
         chosen = np.arange(num_prior) * prior.shape[0] // num_prior
         from_prior = np.arange(num) % 2 == 0
         start = data.at[::2].set(prior[chosen].astype(data.dtype))
+        if batch.starts is not None:
+            start = start.at[1::2].set(_spread(batch.starts, num // 2, data.shape[1:]).astype(data.dtype))
+        bounds = None if self.clip_at_end else self.bounds
+        if bounds is not None:
+            start = langevin.reflect(start, bounds)
         end = self.num_steps * self.step_size
         t_0 = jnp.where(from_prior | self.anneal_data, 0.0, end)
+        t_0 = t_0 + self.step_size * self.at_step_end
 
         def temperature(t):
             return schedules.temperature(jnp.abs(t) / end * self.end_time, self.tau_star, epsilon_max)
@@ -146,7 +160,7 @@ class ShortRun:
             temperature=temperature,
             t_0=t_0,
             method=self.method,
-            bounds=None if self.clip_at_end else self.bounds,
+            bounds=bounds,
             axis_name=axis_name,
         )
         x = jnp.clip(out.x, *self.bounds) if self.clip_at_end and self.bounds is not None else out.x
@@ -154,6 +168,13 @@ class ShortRun:
         metrics = {"chain_acceptance": jnp.mean(out.acceptance), "chain_held": held}
         metrics = collectives.pmean(metrics, axis_name)
         return Negatives(x, None, None, jax.lax.stop_gradient(metrics))
+
+
+def _spread(x: Array, num: int, event: tuple[int, ...]) -> Array:
+    """`num` of the examples x [S, *event], at equal distances."""
+    if x.shape[0] < num or x.shape[1:] != event:
+        raise ValueError(f"batch.starts must hold at least {num} examples of shape {event}, got {x.shape}")
+    return x[np.arange(num) * x.shape[0] // num]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,42 +196,62 @@ class Tempered:
     Source: parallel tempering for energy-based learning: Desjardins et al. (2010).
     """
 
-    num_rungs: int = 4
-    factor: float = 1.7
+    num_rungs: int | None = None
+    factor: float | None = None
     num_steps: int = 10
     step_size: float = 0.01
     num_swaps: int = 2
     method: str = "mala"
     bounds: tuple[float, float] | None = None
+    adapt: bool = True
 
     def __post_init__(self):
         checks.positive_float(self.step_size, "step_size")
         # No array is made here: the default of a config is built on import, before jax may start.
-        checks.positive_int(self.num_rungs, "num_rungs")
-        if checks.positive_float(self.factor, "factor") <= 1:
+        if self.num_rungs is not None:
+            checks.positive_int(self.num_rungs, "num_rungs")
+        if self.factor is not None and checks.positive_float(self.factor, "factor") <= 1:
             raise ValueError(f"factor must be above 1, got {self.factor}")
+        checks.flag(self.adapt, "adapt")
 
-    def _temperatures(self, epsilon_max: float) -> Array:
-        return tempering.geometric_temperatures(epsilon_max, self.factor, self.num_rungs)
+    def ladder(self, dim: int) -> tuple[int, float]:
+        """(number of rungs, factor between neighbours) for events of D elements."""
+        factor = min(MAX_FACTOR, tempering.factor_for(dim)) if self.factor is None else self.factor
+        if self.num_rungs is not None:
+            return self.num_rungs, factor
+        num_rungs = 1 + round(math.log(HOTTEST) / math.log(factor))
+        return min(max(num_rungs, 2), MAX_RUNGS), factor
+
+    def _temperatures(self, epsilon_max: float, event: tuple[int, ...]) -> Array:
+        num_rungs, factor = self.ladder(math.prod(event))
+        return tempering.geometric_temperatures(epsilon_max, factor, num_rungs)
 
     def init(self, potential: Potential, x: Array, epsilon_max: float) -> tempering.TemperingState:
         """Ladders [R, M, *event] with every rung at x."""
-        return tempering.init(potential, x, self._temperatures(epsilon_max))
+        temperatures = self._temperatures(epsilon_max, x.shape[1:])
+        step_size = self.step_size * jnp.sqrt(temperatures[0] / temperatures)
+        return tempering.init(potential, x, temperatures, step_size=step_size, bounds=self.bounds)
 
     def spec(self, axis: str) -> tempering.TemperingState:
         """Ladders are split, each with all its rungs."""
         ladders = P(None, axis)
-        return tempering.TemperingState(ladders, ladders, ladders, P())
+        return tempering.TemperingState(ladders, ladders, ladders, P(), P())
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
         """The coldest rung after `num_steps` moves and the swaps."""
-        temperatures = self._temperatures(epsilon_max)
+        temperatures = self._temperatures(epsilon_max, chains.x.shape[2:])
+        step_size, limit = self.step_size * jnp.sqrt(temperatures[0] / temperatures), None
+        if self.adapt and self.method == "mala":
+            data = batch.x_1 if batch.data is None else batch.data
+            # A random part as wide as the data is enough to cross them in one move.
+            step_size, limit = None, _variance(data, axis_name) / epsilon_max
         chains, info = tempering.step(
             key,
             chains,
             potential=potential,
             temperatures=temperatures,
-            step_size=self.step_size * jnp.sqrt(temperatures[0] / temperatures),
+            step_size=step_size,
+            max_step_size=limit,
             num_steps=self.num_steps,
             num_swaps=self.num_swaps,
             method=self.method,
@@ -222,9 +263,19 @@ class Tempered:
             "chain_acceptance": jnp.mean(info.acceptance),
             "chain_held": jnp.mean(info.num_nonfinite / num_moves),
         }
-        if self.num_rungs > 1:
+        if temperatures.size > 1:
             metrics["swap_acceptance"] = jnp.mean(info.swap_acceptance)
+        metrics["cold_acceptance"] = info.acceptance[0]
+        metrics["step_size"] = jnp.exp(chains.log_step_sizes[0])
         return Negatives(chains.x[0], None, chains, jax.lax.stop_gradient(metrics))
+
+
+def _variance(x: Array, axis_name: str | None) -> Array:
+    """Mean variance of the columns of x [B, *event], on all devices; 1 where it is no number."""
+    finite = jnp.where(jnp.isfinite(x), x, 0.0)
+    mean = collectives.pmean(jnp.mean(finite, axis=0), axis_name)
+    square = collectives.pmean(jnp.mean(jnp.square(finite - mean[None])), axis_name)
+    return jnp.where((square > 0) & jnp.isfinite(square), square, 1.0)
 
 
 class RestartedState(NamedTuple):
@@ -293,6 +344,7 @@ class Restarted:
     def init(self, potential: Potential, x: Array, epsilon_max: float) -> RestartedState:
         """Chains at data x, as old as `burn_in`."""
         age = jnp.full(x.shape[0], self._burn_in_steps, jnp.int32)
+        x, _ = _moves.start_inside(checks.wide(x), "x", self.bounds)
         return RestartedState(x, collectives.varying_like(age, x))
 
     def spec(self, axis: str) -> RestartedState:
@@ -301,7 +353,7 @@ class Restarted:
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
         """All M chains after `num_steps` steps; batch.prior (or x_0) holds M states to restart at."""
-        x, num = chains.x, chains.x.shape[0]
+        x, num = checks.wide(chains.x), chains.x.shape[0]
         prior = batch.x_0 if batch.prior is None else batch.prior
         if prior.shape != x.shape:
             raise ValueError(f"batch.prior must have the chains' shape {x.shape}, got {prior.shape}")
@@ -310,6 +362,8 @@ class Restarted:
         restart = uniform < self.restart
         age = jnp.where(restart, 0, chains.age)
         start = jnp.where(restart.reshape(num, *(1,) * (x.ndim - 1)), prior.astype(x.dtype), x)
+        if self.bounds is not None:
+            start = langevin.reflect(start, self.bounds)
         out = langevin.sample(
             move_keys,
             potential,

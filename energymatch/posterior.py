@@ -100,7 +100,7 @@ def gaussian_measurement(operator: Operator, y: Array, scale: float | Array) -> 
     number(scale, "scale", "finite and positive", shape)
 
     def squares(prediction: Array, y: Array) -> Array:
-        prediction = checks.float_array(prediction, "operator(x)", min_ndim=1)
+        prediction = checks.wide(checks.float_array(prediction, "operator(x)", min_ndim=1))
         if y.shape not in (prediction.shape, prediction.shape[1:]):
             raise ValueError(
                 f"y must have shape {prediction.shape} or {prediction.shape[1:]}, as operator(x) has, "

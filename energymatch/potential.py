@@ -25,15 +25,15 @@ def value_and_gradient(potential: Potential, x: Array) -> tuple[Array, Array]:
 
     Args:
       potential: V.
-      x: [B, *event].
+      x: [B, *event]; float32 where it is narrower.
 
     Returns:
-      ([B] V(x), [B, *event] grad V(x)).
+      ([B] V(x), [B, *event] grad V(x)), in float32 or wider.
 
     Raises:
       TypeError: `x` or V(x) is not floating. ValueError: `x` has no batch axis or V(x) is not [B].
     """
-    x = checks.float_array(x, "x", min_ndim=1)
+    x = checks.wide(checks.float_array(x, "x", min_ndim=1))
 
     def total(x):
         value = _evaluate(potential, x)
@@ -64,7 +64,7 @@ def boltzmann_log_density(potential: Potential, x: Array, epsilon: float | Array
     Raises:
       TypeError, ValueError: as `value_and_gradient`, or `epsilon` is not a positive scalar.
     """
-    x = checks.float_array(x, "x", min_ndim=1)
+    x = checks.wide(checks.float_array(x, "x", min_ndim=1))
     epsilon = number(epsilon, "epsilon", "finite and positive")
     value = _evaluate(potential, x)
     return -value / epsilon.astype(value.dtype)

@@ -16,12 +16,18 @@ import numpy as np
 
 from egm import checks, collectives, random
 from egm.typing import Array, Key
-from energymatch import langevin
+from energymatch import _moves, langevin
 from energymatch._checks import number
 from energymatch.potential import Potential, value_and_gradient
 
 METHODS = ("mala", "euler_maruyama")
 """Names of the moves within a rung."""
+TARGET_ACCEPTANCE = 0.57
+"""Of the moves: the optimum of "mala" in many dimensions (Roberts and Rosenthal, 1998)."""
+ADAPTATION_RATE = 0.5
+"""Change of a log step size a call, times what the acceptance is off."""
+TARGET_SWAP_ACCEPTANCE = 0.4
+"""What `factor_for` aims at: between .23, the optimum for one ladder, and what few rungs can afford."""
 
 
 class TemperingState(NamedTuple):
@@ -33,12 +39,14 @@ class TemperingState(NamedTuple):
       gradient: [R, B, *event] grad V(x) by the same.
       num_rounds: int32, rounds of swaps so far: even ones pair rungs (0, 1), (2, 3), ..., odd ones (1, 2),
         (3, 4), ...
+      log_step_sizes: [R] logarithms of the step sizes, which `step` adapts; None where it is given them.
     """
 
     x: Array
     value: Array
     gradient: Array
     num_rounds: Array
+    log_step_sizes: Array | None = None
 
 
 class TemperingInfo(NamedTuple):
@@ -49,11 +57,13 @@ class TemperingInfo(NamedTuple):
       swap_acceptance: [R - 1] mean probability of swapping rungs r and r + 1, in every round, whether
         that pair was up or not.
       num_nonfinite: [R] int32, moves in which a non-finite proposal held the chain where it was.
+      num_outside: [R] int32, states that stood outside `bounds` and were reflected in; None without bounds.
     """
 
     acceptance: Array
     swap_acceptance: Array
     num_nonfinite: Array
+    num_outside: Array | None = None
 
 
 def geometric_temperatures(epsilon_max: float | Array, factor: float, num: int) -> Array:
@@ -75,22 +85,68 @@ def geometric_temperatures(epsilon_max: float | Array, factor: float, num: int) 
     return epsilon_max * jnp.asarray(factor ** np.arange(num), epsilon_max.dtype)
 
 
-def init(potential: Potential, x: Array, temperatures: Array) -> TemperingState:
+def factor_for(dim: int, acceptance: float = TARGET_SWAP_ACCEPTANCE) -> float:
+    """The ratio of neighbouring temperatures at which swaps of a quadratic well have a given acceptance.
+
+    In D dimensions V/T is a gamma variate of shape D/2 on every rung, and a swap of rungs of ratio f has the
+    mean probability A = int_w^(pi/2) cos^(D-1) / int_0^(pi/2) cos^(D-1) with sin w = (f - 1)/(f + 1), the
+    incomplete beta law. So f is about 1 + c/sqrt(D), c = 1.7 at A = .4: a fixed ratio has no swaps left in
+    many dimensions.
+
+    Args:
+      dim: D, the number of elements of an event.
+      acceptance: A, in (0, 1).
+
+    Returns:
+      f > 1.
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type or value.
+
+    Source: Predescu, Predescu and Ciobanu (2004), the incomplete beta function law.
+    """
+    dim = checks.positive_int(dim, "dim")
+    acceptance = checks.positive_float(acceptance, "acceptance")
+    if acceptance >= 1:
+        raise ValueError(f"acceptance must be below 1, got {acceptance}")
+    # cos^(D-1) w is below e^-50 beyond 10/sqrt(D - 1).
+    w = np.linspace(0.0, min(0.5 * np.pi, 10 / np.sqrt(max(dim - 1, 1))), 20_001)
+    density = np.cos(w) ** (dim - 1)
+    mass = np.concatenate([[0.0], np.cumsum(0.5 * (density[1:] + density[:-1]))])
+    sine = np.sin(np.interp(1 - acceptance, mass / mass[-1], w))
+    return float((1 + sine) / (1 - sine))
+
+
+def init(
+    potential: Potential,
+    x: Array,
+    temperatures: Array,
+    *,
+    step_size: float | Array | None = None,
+    bounds: tuple[float, float] | None = None,
+) -> TemperingState:
     """Ladders with every rung at x.
 
     Args:
       potential: V(x) -> [B].
-      x: [B, *event].
+      x: [B, *event]; float32 where it is narrower.
       temperatures: [R] increasing, from `geometric_temperatures` or of one's own.
+      step_size: what `step` adapts the step sizes from, a number or [R]; None where `step` is given them.
+
+      bounds: of `step`: a known x outside raises, a traced one is reflected in.
 
     Raises:
-      TypeError, ValueError: an argument has a wrong type or shape, or the temperatures do not increase.
+      TypeError, ValueError: an argument has a wrong type or shape, the temperatures do not increase, or a
+        known x lies outside `bounds`.
     """
-    x = checks.float_array(x, "x", min_ndim=1)
+    x, _ = _moves.start_inside(checks.wide(checks.float_array(x, "x", min_ndim=1)), "x", bounds)
     value, gradient = value_and_gradient(potential, x)
     num_rungs = _temperatures(temperatures).size
     rungs = lambda a: jnp.broadcast_to(a, (num_rungs, *a.shape))
-    return TemperingState(rungs(x), rungs(value), rungs(gradient), jnp.zeros((), jnp.int32))
+    if step_size is not None:
+        step_size = number(step_size, "step_size", "finite and positive", (num_rungs,))
+        step_size = jnp.broadcast_to(jnp.log(step_size), (num_rungs,))
+    return TemperingState(rungs(x), rungs(value), rungs(gradient), jnp.zeros((), jnp.int32), step_size)
 
 
 def step(
@@ -99,11 +155,13 @@ def step(
     *,
     potential: Potential,
     temperatures: Array,
-    step_size: float | Array,
+    step_size: float | Array | None = None,
     num_steps: int = 10,
     num_swaps: int = 2,
     method: str = "mala",
     bounds: tuple[float, float] | None = None,
+    target_acceptance: float = TARGET_ACCEPTANCE,
+    max_step_size: float | Array | None = None,
     axis_name: str | None = None,
 ) -> tuple[TemperingState, TemperingInfo]:
     """`num_steps` Langevin moves on every rung, then `num_swaps` rounds of swaps between neighbours.
@@ -118,11 +176,16 @@ def step(
       state: from `init` or a call before.
       potential: V(x) -> [R * B] on x [R * B, *event].
       temperatures: [R] increasing.
-      step_size: h for all rungs, or [R], such as h * (temperatures / temperatures[0]) ** -0.5.
+      step_size: h for all rungs, or [R], such as h * (temperatures / temperatures[0]) ** -0.5. None: those
+        of the state, which then change after the moves by a factor exp(rate (acceptance - target)) with
+        the mean acceptance of each rung over all devices.
       num_steps: moves, at least 1.
       num_swaps: rounds of swaps; 0 for none.
       method: one of METHODS. "euler_maruyama" has its bias on every rung.
       bounds: (lo, hi) of each coordinate, as in `langevin.step`.
+      target_acceptance: of the moves, where the state's step sizes are adapted; "mala" only.
+      max_step_size: what adapted step sizes stay below, a positive number or a traced scalar; None for no
+        limit. Where V is flat every move is accepted and they grow until something stops them.
       axis_name: the mapped axis over which the ladders (axis 1 of the state) are split.
 
     Returns:
@@ -141,7 +204,15 @@ def step(
     num_rungs, batch = checks.instance(state, TemperingState, "state").x.shape[:2]
     if temperatures.size != num_rungs:
         raise ValueError(f"temperatures must have shape ({num_rungs},), got {temperatures.shape}")
+    state = jax.tree.map(checks.wide, state)
     temperatures = temperatures.astype(state.x.dtype)
+    adapted = step_size is None
+    if adapted and state.log_step_sizes is None:
+        raise ValueError(
+            "step_size must be given where the state was made without: tempering.init(step_size=...)"
+        )
+    if adapted:
+        step_size = jnp.exp(state.log_step_sizes)
     step_size = number(step_size, "step_size", "finite and positive", (num_rungs,))
     move_keys, swap_keys = random.split(random.example_keys(key, batch, axis_name))
     # Flattened with the ladder in front, [B * R], so that ladders split over devices stay where they are.
@@ -157,24 +228,35 @@ def step(
     )
 
     def body(carry, k):
-        chains, acceptance, num_nonfinite = carry
+        chains, acceptance, num_nonfinite, num_outside = carry
         chains, info = langevin.step(_fold(rung_keys, k), chains, 0.0, **options)
-        return (chains, acceptance + info.acceptance, num_nonfinite + info.num_nonfinite), None
+        if bounds is not None:
+            num_outside = num_outside + info.num_outside
+        return (chains, acceptance + info.acceptance, num_nonfinite + info.num_nonfinite, num_outside), None
 
     flat = flatten(state.x)
     chains = langevin.init(potential, flat)
-    start = (chains, jnp.zeros(flat.shape[:1], flat.dtype), jnp.zeros(flat.shape[:1], jnp.int32))
+    none = jnp.zeros(flat.shape[:1], jnp.int32)
+    start = (chains, jnp.zeros(flat.shape[:1], flat.dtype), none, None if bounds is None else none)
     like, _ = jax.eval_shape(body, start, 0)
     start = collectives.varying_like(start, like)
-    (chains, acceptance, num_nonfinite), _ = jax.lax.scan(body, start, np.arange(num_steps))
+    (chains, acceptance, num_nonfinite, num_outside), _ = jax.lax.scan(body, start, np.arange(num_steps))
 
-    new = TemperingState(rungs(chains.x), rungs(chains.value), rungs(chains.gradient), state.num_rounds)
+    new = state._replace(x=rungs(chains.x), value=rungs(chains.value), gradient=rungs(chains.gradient))
     new, swap_acceptance = _swap(swap_keys, new, temperatures, num_swaps)
+    count = lambda a: collectives.psum(jnp.sum(rungs(a), axis=1), axis_name)
     info = TemperingInfo(
         collectives.pmean(jnp.mean(rungs(acceptance), axis=1), axis_name) / num_steps,
         collectives.pmean(jnp.mean(swap_acceptance, axis=1), axis_name),
-        collectives.psum(jnp.sum(rungs(num_nonfinite), axis=1), axis_name),
+        count(num_nonfinite),
+        None if bounds is None else count(num_outside),
     )
+    if adapted and method == "mala":
+        change = ADAPTATION_RATE * (info.acceptance - target_acceptance)
+        log_step_sizes = state.log_step_sizes + change.astype(state.log_step_sizes.dtype)
+        if max_step_size is not None:
+            log_step_sizes = jnp.minimum(log_step_sizes, jnp.log(max_step_size))
+        new = new._replace(log_step_sizes=log_step_sizes)
     return new, info
 
 
@@ -204,7 +286,12 @@ def _swap(keys: Array, state: TemperingState, temperatures: Array, num_swaps: in
     def reorder(a):
         return jnp.take_along_axis(a, order.reshape(order.shape + (1,) * (a.ndim - 2)), axis=0)
 
-    moved = TemperingState(reorder(state.x), value, reorder(state.gradient), state.num_rounds + num_swaps)
+    moved = state._replace(
+        x=reorder(state.x),
+        value=value,
+        gradient=reorder(state.gradient),
+        num_rounds=state.num_rounds + num_swaps,
+    )
     return moved, total / num_swaps
 
 

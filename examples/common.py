@@ -67,6 +67,12 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> s
     return "\n".join([title, *lines])
 
 
+def with_error(value: float, error: float, digits: int = 4) -> str:
+    """ "value +- error" for a table; an infinite error is none that could be stated."""
+    shown = f"{value:.{digits}f}"
+    return f"{shown} +- {error:.{digits}f}" if math.isfinite(error) else f"{shown}, error not known"
+
+
 def write_results(output_dir: str, results: dict[str, Any]) -> pathlib.Path:
     """Write results.json (null where a figure is not finite or not known) and return its path."""
 

@@ -240,8 +240,19 @@ def log_partition(ax, energy, p):
     )
     known = r["log_z_exact"] is not None
     centre = r["log_z_exact"] if known else r["log_z"]
-    ax.errorbar(seconds, log_z, error, fmt=".-", lw=0.8, ms=4, color=SAMPLER, label="new samples")
-    label = "exact" if known else f"at the end, +- {r['log_z_error']:.2g}"
+    ax.errorbar(
+        seconds,
+        log_z,
+        np.where(np.isfinite(error), error, np.nan),
+        fmt=".-",
+        lw=0.8,
+        ms=4,
+        color=SAMPLER,
+        label="new samples",
+    )
+    stated = np.isfinite(r["log_z_error"])
+    label = f"at the end, +- {r['log_z_error']:.2g}" if stated else "at the end, error not known"
+    label = "exact" if known else label
     ax.axhline(centre, color=EXACT, lw=1, ls="-" if known else "--", label=label)
     # The first iterations are far off: the range is that of the second half.
     late = np.abs(log_z[log_z.size // 2 :] - centre)

@@ -11,7 +11,7 @@ import continuous_statistics as statistics
 import jax
 import numpy as np
 import scipy.stats
-from common import table, write_results
+from common import table, with_error, write_results
 
 
 def rows_of(results):
@@ -48,9 +48,9 @@ def rows_of(results):
     rows.append(
         [
             "log Z",
-            f"{log_z:.4f} +- {error:.4f}",
+            with_error(log_z, error),
             f"{exact:.4f}" if known else "not known",
-            f"z = {results['log_z_z']:.2f}" if known else "",
+            results["log_z_reason"] or (f"z = {results['log_z_z']:.2f}" if known else ""),
         ]
     )
     if results["eubo"] is None:
@@ -60,9 +60,7 @@ def rows_of(results):
             ["EUBO - ELBO", results["eubo"] - results["elbo"], "0", f"+- {results['eubo_error']:.2g}"]
         )
     means = results["mean_energy"]
-    raw, reweighted, exact = (
-        "{:.4f} +- {:.4f}".format(*means[name]) for name in ("raw", "reweighted", "exact")
-    )
+    raw, reweighted, exact = (with_error(*means[name]) for name in ("raw", "reweighted", "exact"))
     rows += [["mean energy, raw", raw, exact, ""], ["mean energy, reweighted", reweighted, exact, ""]]
     return rows
 

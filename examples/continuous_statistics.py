@@ -53,15 +53,15 @@ def draw(key, energy, process, generator, moments, num_times) -> Samples:
     @jax.jit
     def forward(k):
         k_prior, k_simulate = jax.random.split(k)
-        x_0 = path.sample_prior(k_prior, shape, moments)
+        x_0 = egm.draw_prior(k_prior, path, shape, moments)
         trajectory = egm.simulate(k_simulate, process, generator, x_0, times)
-        log_w = egm.path_log_weights(energy, path, trajectory, moments)
+        log_w = egm.path_log_weights(energy, path, trajectory)
         return path.data_state(trajectory.x_1), log_w
 
     @jax.jit
     def backward(k, x_1):
-        trajectory = egm.simulate_reverse(k, process, generator, x_1, times)
-        return egm.path_log_weights(energy, path, trajectory, moments)
+        trajectory = egm.simulate_reverse(k, process, generator, x_1, times, moments)
+        return egm.path_log_weights(energy, path, trajectory)
 
     k_forward, k_exact, k_backward = jax.random.split(key, 3)
     sets = [jax.device_get(forward(k)) for k in jax.random.split(k_forward, NUM_SETS)]
@@ -222,6 +222,8 @@ def weight_results(energy, data):
         "ess": float(summary.ess),
         "log_z": log_z,
         "log_z_error": error,
+        "log_z_reason": metrics.reason(summary),
+        "tail_index": float(summary.tail_index),
         "log_z_exact": exact,
         "log_z_z": None if exact is None else (log_z - exact) / error,
         "elbo": some * float(summary.elbo),

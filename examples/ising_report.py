@@ -12,7 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
-from common import table, write_results  # noqa: E402
+from common import table, with_error, write_results  # noqa: E402
 
 import egm  # noqa: E402
 from egm import metrics  # noqa: E402
@@ -127,6 +127,8 @@ def report(key, energy, process, generator, history, output_dir, run):
         "ess": float(summary.ess),
         "log_z": log_z,
         "log_z_error": error,
+        "log_z_reason": metrics.reason(summary),
+        "tail_index": float(summary.tail_index),
         "log_z_exact": log_z_exact,
         "elbo": float(summary.elbo),
         "eubo": eubo,
@@ -141,9 +143,10 @@ def report(key, energy, process, generator, history, output_dir, run):
         ["ESS / N", results["ess"], "1", ""],
         [
             "log Z",
-            f"{log_z:.4f} +- {error:.4f}",
+            with_error(log_z, error),
             "not known" if log_z_exact is None else f"{log_z_exact:.4f}",
-            "" if log_z_exact is None else f"z = {(log_z - log_z_exact) / error:.2f}",
+            results["log_z_reason"]
+            or ("" if log_z_exact is None else f"z = {(log_z - log_z_exact) / error:.2f}"),
         ],
         ["EUBO - ELBO", eubo - results["elbo"], "0", f"+- {eubo_error:.2g}"],
     ]
@@ -156,8 +159,7 @@ def report(key, energy, process, generator, history, output_dir, run):
     title = f"\n{energy.side}x{energy.side} Ising, beta = {energy.inverse_temperature}, {run['algorithm']}:"
     print(table(f"{title} {len(x)} raw samples", ["", "sampler", "exact", ""], rows))
     show = [
-        [name, *(f"{v:.4f} +- {e:.4f}" for v, e in (raw[name], reweighted[name], truth[name]))]
-        for name in truth
+        [name, *(with_error(*pair) for pair in (raw[name], reweighted[name], truth[name]))] for name in truth
     ]
     print(table("", ["observable", "raw", "reweighted", "exact"], show))
     folder = pathlib.Path(output_dir)

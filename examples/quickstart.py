@@ -21,7 +21,7 @@ import matplotlib  # noqa: E402
 import moons  # noqa: E402
 import potentials  # noqa: E402
 from absl import flags  # noqa: E402
-from common import SHOWN, cosine, optimizer, table, w2, write_results  # noqa: E402
+from common import SHOWN, cosine, optimizer, table, w2, with_error, write_results  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -130,9 +130,9 @@ def main(_):
     @jax.jit
     def sample(key):
         prior_key, step_key = jax.random.split(key)
-        x_0 = process.path.sample_prior(prior_key, (num, 2), moments)
+        x_0 = egm.draw_prior(prior_key, process.path, (num, 2), moments)
         trajectory = egm.simulate(step_key, process, generator, x_0, process.times(100))
-        return trajectory.x_1, egm.path_log_weights(energy, process.path, trajectory, moments)
+        return trajectory.x_1, egm.path_log_weights(energy, process.path, trajectory)
 
     of_egm, log_weights = sample(keys[5])
     summary = egm.metrics.summarize(log_weights)
@@ -145,6 +145,7 @@ def main(_):
         "ess": float(summary.ess),
         "log_z": float(summary.log_z),
         "log_z_error": float(summary.log_z_error),
+        "log_z_reason": egm.metrics.reason(summary),
         "potential_seconds": learned - START,
         "sampler_seconds": trained - learned,
         "iterations": len(history),
@@ -159,7 +160,11 @@ def main(_):
         ["W2 of samples of the sampler (egm) to data", results["w2_egm"], floor],
         ["W2 between the two", results["w2_between"], floor],
         ["ESS / N of the sampler", results["ess"], "1"],
-        ["log Z of exp(-V/eps)", f"{results['log_z']:.4f} +- {results['log_z_error']:.4f}", ""],
+        [
+            "log Z of exp(-V/eps)",
+            with_error(results["log_z"], results["log_z_error"]),
+            results["log_z_reason"],
+        ],
     ]
     print(table("\ndata -> energy -> sampler", ["", "", "reference"], rows))
     path = write_results(OUTPUT_DIR.value, results)

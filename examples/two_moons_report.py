@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import moons
-from common import table, w2, write_results
+from common import table, w2, with_error, write_results
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
@@ -147,7 +147,7 @@ def rows_of(r):
         ["log Z by quadrature", r["log_z_quadrature"], f"{r['log_z_wide_box']:.4f} (twice the box)"],
         [
             "log Z by AIS",
-            f"{r['log_z_ais']:.4f} +- {r['log_z_ais_error']:.4f}",
+            with_error(r["log_z_ais"], r["log_z_ais_error"]),
             "ESS " + f"{r['ais_ess']:.2f}",
         ],
         *[[f"W2 from the prior, t = {t}", ratio(f"w2_t{t}"), f"{floor:.3f} (floor)"] for t in TIMES],

@@ -40,6 +40,7 @@ from egm import (
     processes,
     random,
     scales,
+    smoothness,
     training,
 )
 
@@ -231,7 +232,7 @@ for process, x_t, generator, shape in (
             x_r=state(x_t, min_ndim=2, max_ndim=2), t=before(), r=after(), **needs_key,
         ),
     ]  # fmt: skip
-TRAJECTORY = egm.Trajectory(X, X, jnp.zeros(B), None)
+TRAJECTORY = egm.Trajectory(X, X, jnp.zeros(B), None, jnp.zeros(B))
 for p, process, x_t, x_1, energy, generator, shape in (
     (MASKED, JUMP, H, DATA["h"], count, uniform, (B, L, V)),
     (LINEAR, DIFFUSION, X, X, bowl, still, (B, D)),
@@ -275,6 +276,11 @@ def matched(value, min_ndim=1):
 
 LOGITS = jnp.zeros((B, L, V))
 ENTRIES += [
+    entry("egm.smoothness.probe_segments", smoothness.probe_segments, energy=model(bowl, (B,)),
+          start=array(X, min_ndim=2, max_ndim=2), stop=array(X, axes=(0, 1), min_ndim=2, max_ndim=2)),
+    entry("egm.smoothness.is_smooth", smoothness.is_smooth, max_jump=number(0.1, 0, strict=False),
+          probe=record(smoothness.Probe(jnp.zeros(B), jnp.zeros(B, bool))),
+          max_mismatch=number(0.1, 0, strict=False)),
     entry("egm.importance.snis", importance.snis, log_weights=array(LOG_W, min_ndim=1),
           axis=anything(0, 1, -2, None, 0.0, 7)),
     entry("egm.importance.log_mean_exp", importance.log_mean_exp, log_weights=array(LOG_W, min_ndim=1),
@@ -571,6 +577,7 @@ EXCLUDED = {
     "egm.importance.running_merge": _CHUNKS,
     "egm.random.per_example": "jax.vmap under another name",
     "egm.processes.jump.denoiser_probabilities": "the check of a process's generator, which its steps make",
+    "egm.summation": "the additions of a scan, whose arguments its body made",
     "egm.training": "functions made of functions, meshes and optax's parts, which check their own",
     "egm.networks.particles.Messages": _PARTS,
     "egm.networks.particles.message_fields": _PARTS,

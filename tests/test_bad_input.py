@@ -155,7 +155,7 @@ def simulate(process=ANY, generator=UNIFORM, x=X, times=(0.0, 0.5, 1.0), key=KEY
 
 
 def trajectory():
-    return egm.Trajectory(X, jnp.asarray(PROBLEM.states[:2]), jnp.zeros(2), None)
+    return egm.Trajectory(X, jnp.asarray(PROBLEM.states[:2]), jnp.zeros(2), None, jnp.zeros(2))
 
 
 @pytest.mark.parametrize(

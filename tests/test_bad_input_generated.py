@@ -30,16 +30,21 @@ ROOTS = tuple(str(pathlib.Path(p.__file__).parent) for p in (egm, energymatch))
 IDS = [f"{e.names[0]}-{i}" for i, e in enumerate(ENTRIES)]
 
 
+def where_raised(error):
+    """(file and line number, the line itself) of what raised it."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{where.filename}:{where.lineno}", linecache.getline(where.filename, where.lineno)
+
+
 def outcome(entry, name, value):
     """None where the error is as it must be, else what is wrong with it."""
     try:
         entry.run(**{name: value})
     except (TypeError, ValueError) as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        line = linecache.getline(where.filename, where.lineno)
+        where, line = where_raised(error)
         labels = (name, *entry.aliases.get(name, ()))
-        if not where.filename.startswith(ROOTS) or "raise" not in line:
-            return f"a foreign {type(error).__name__} at {where.filename}:{where.lineno}: {error}"
+        if not where.startswith(ROOTS) or "raise" not in line:
+            return f"a foreign {type(error).__name__} at {where}: {error}"
         if not any(re.search(rf"(?<!\w){re.escape(label)}(?!\w)", str(error)) for label in labels):
             return f"the message does not name {name}: {error}"
         return None

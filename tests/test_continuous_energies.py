@@ -363,3 +363,103 @@ BAD = [
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+# Extreme parameters.
+
+
+@pytest.mark.parametrize("coupling", [-1000.0, -50.0, -3.0, -0.3, 0.0, 0.3, 3.0, 50.0, 400.0])
+@pytest.mark.parametrize("dim", [4, 5])
+def test_the_ring_of_tokens_at_any_coupling(dim, coupling):
+    """log Z, correlations and samples by enumeration; a frustrated ring has its defect anywhere."""
+    energy = energies.CoupledJointMixture(dim, coupling)
+    spins = 2.0 * bits(dim) - 1
+    logs = coupling * np.sum(spins * np.roll(spins, -1, axis=1), axis=1)
+    gaussian = 0.5 * np.linalg.slogdet(2 * np.pi * energy.covariance())[1]
+    assert energy.log_partition() == pytest.approx(scipy.special.logsumexp(logs) + gaussian, rel=1e-13)
+    p = scipy.special.softmax(logs)
+    expected = np.einsum("n,ni,nj->ij", p, spins, spins)
+    np.testing.assert_allclose(energy.token_marginals()[1], expected, atol=1e-12)
+    s = 2.0 * np.asarray(energy.sample(KEY, 4000)["h"]) - 1
+    found = np.mean(s[:, :, None] * s[:, None], axis=0)
+    error = np.sqrt(np.maximum(1 - expected**2, 0) / 4000)
+    assert np.all(np.abs(found - expected) <= 5 * error + 1e-6)
+
+
+def test_nearly_equal_coordinates_are_sampled():
+    x = energies.CoupledJointMixture(10, correlation=1 - 1e-15).sample(KEY, 5)
+    noise = np.asarray(x["x"]) - (2.0 * np.asarray(x["h"]) - 1)
+    np.testing.assert_allclose(noise, np.broadcast_to(noise[:, :1], noise.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [5.0, 100.0, 1000.0, 1e5])
+def test_rbm_energies_do_not_cancel(scale):
+    """Against float64; with biases of -1.5 W^2 the terms are of order W^2 and the energies of order 1."""
+    energy = energies.GaussianBernoulliRBM(
+        ((scale, 0.0), (0.0, scale)), (scale, scale), (-1.5 * scale**2, -1.5 * scale**2)
+    )
+    state = energy.sample(KEY, 500)
+    x, h = (np.asarray(state[name], np.float64) for name in ("x", "h"))
+    w, b, c = (np.array(v) for v in (energy.weights, energy.visible_bias, energy.hidden_bias))
+
+    def exact(h):
+        return 0.5 * np.sum((x - b) ** 2, axis=-1) - h @ c - np.sum((x @ w) * h, axis=-1)
+
+    assert len(np.unique(h, axis=0)) >= 3
+    np.testing.assert_allclose(energy(state), exact(h), atol=3e-6)
+    every = np.stack([exact(np.broadcast_to(bit, h.shape)) for bit in bits(2)])
+    marginal = -scipy.special.logsumexp(-every, axis=0)
+    np.testing.assert_allclose(energy.marginal_energy(state["x"]), marginal, atol=3e-5)
+    # Logits are as exact as x lets them be: W times the last digit of x.
+    logits = np.asarray(energy.single_site_conditionals(state), np.float64)
+    for site in range(2):
+        low, high = (exact(np.where(np.arange(2) == site, v, h)) for v in (0, 1))
+        near = np.abs(low - high) < 20
+        np.testing.assert_allclose(
+            (logits[:, site, 1] - logits[:, site, 0])[near], (low - high)[near], rtol=0.1
+        )
+
+
+def test_rbm_marginal_has_the_gradient_of_its_formula(x64):
+    energy = energies.GaussianBernoulliRBM()
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(50, 2)) * 4)
+    x = x.at[0].set(jnp.asarray([2.4, 0.0]))  # where a token's odds are even: c + 5 x = 0
+
+    def plain(x):
+        field = x @ jnp.asarray(energy.weights) + jnp.asarray(energy.hidden_bias)[None]
+        return 0.5 * jnp.sum(x**2, axis=-1) - jnp.sum(jnp.logaddexp(0.0, field), axis=-1)
+
+    grads = [jax.grad(lambda x, f=f: jnp.sum(f(x)))(x) for f in (energy.marginal_energy, plain)]
+    np.testing.assert_allclose(*grads, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: energies.GaussianMixture(sigma=1e-19), "sigma must be between 1e-18 and 1e\\+18"),
+        (lambda: energies.GaussianMixture(((0.0,), (1.0,)), 1.0, (1e-320, 1e308)), "range of float64"),
+        (lambda: energies.JointGaussianMixture(2, 1.0, 1e20), "sigma must be between"),
+        (lambda: energies.JointGaussianMixture(2, 1e20, 1.0), "mode must be between"),
+        (lambda: energies.CoupledJointMixture(2, sigma=1e-30), "sigma must be between"),
+        (lambda: energies.GaussianBernoulliRBM(sigma=1e-30), "sigma must be between"),
+        (lambda: energies.GaussianBernoulliRBM(((1e200,),), (0.0,), (0.0,)), "range of float32 energies"),
+        (lambda: energies.LennardJones(core_radius=1e-3), "core_radius must keep E"),
+    ],
+)
+def test_parameters_that_leave_float32_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_parameters_at_the_edge_give_finite_energies():
+    for sigma in (1e-18, 1e18):
+        energy = energies.GaussianMixture(((0.0, 0.0),), sigma, (1e308,))
+        assert np.all(np.isfinite(energy(energy.sample(KEY, 10))))
+        assert energy.log_partition() == pytest.approx(np.log(2 * np.pi) + 2 * np.log(sigma))
+    far = energies.GaussianMixture(((0.0,), (1e25,)))
+    assert np.all(np.isfinite(far(far.sample(KEY, 10))))
+    np.testing.assert_allclose(energies.GaussianMixture(((0.0,), (1.0,)), 1.0, (1e308, 1e308)).weights, 0.5)
+    jones = energies.LennardJones(core_radius=0.004)
+    x = 1e-3 * jax.random.normal(KEY, (4, 39))
+    value, gradient = jax.value_and_grad(lambda x: jnp.sum(jones(x)))(x)
+    assert np.isfinite(value) and np.all(np.isfinite(gradient))

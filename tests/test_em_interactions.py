@@ -213,7 +213,7 @@ def test_a_bad_group_is_held_alone():
     def features(x):
         return jnp.where(x[:, :1] > 5, jnp.inf, x)
 
-    x = jax.random.normal(KEY, (8, 2)).at[5, 0].set(6.0)
+    x = jax.random.normal(KEY, (8, 2)).at[5, 0].set(60.0)  # four steps lead no lower than 35
     run = lambda x: langevin.sample(
         KEY, normal, x, num_steps=4, step_size=0.1, temperature=EPS,
         energies=(QuadraticRepulsion(SIGMA, 2, features),),

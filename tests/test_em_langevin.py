@@ -209,19 +209,22 @@ def test_adjusted_in_a_box_samples_the_cut_density(wall):
     assert np.all(inside(out.x))
     assert_mean_and_square(out.x, quadrature(lambda x: x**2, -0.3, 0.6))
     assert np.all(out.num_nonfinite == 0)
-    assert out.acceptance.mean() < 0.9  # what lies outside is rejected: .98 without the box
+    if wall == "+inf":
+        assert out.acceptance.mean() < 0.9  # what lies outside is rejected: .98 without the box
+    else:
+        assert out.acceptance.mean() > 0.95  # reflected instead
 
 
 @pytest.mark.parametrize("method", ["euler_maruyama", "heun"])
-def test_unadjusted_in_a_box_is_clipped(method):
+def test_unadjusted_in_a_box_is_reflected(method):
     ways = dict(potential=normal, temperature=2.0, num_steps=5, method=method)
     free = run(KEY, jnp.zeros((500, 2)), 0.2, **ways).x
     boxed = run(KEY, jnp.zeros((500, 2)), 0.2, options=(("bounds", (-0.5, 0.25)),), **ways).x
     assert np.any(np.abs(free) > 0.5)
-    assert boxed.min() == -0.5
-    assert boxed.max() == 0.25
+    assert boxed.min() >= -0.5
+    assert boxed.max() <= 0.25
     inner = np.mean((boxed > -0.5) & (boxed < 0.25))
-    assert 0.05 < inner < 0.95
+    assert inner == 1.0
 
 
 @pytest.mark.parametrize("method", langevin.METHODS)

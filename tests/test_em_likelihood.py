@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from egm import metrics
+from egm import importance, metrics
 from energymatch import annealing, likelihood
 from energymatch.likelihood import Bridge, gaussian_prior, log_partition, log_partition_upper
 
@@ -198,20 +198,24 @@ def test_weights_telescope_where_nothing_moves(x64):
     prior = gaussian_prior(jnp.zeros(2), jnp.array([[1.5, 0.0], [0.4, 1.0]]))
     bridge = Bridge(jnp.array([0.0, 0.2, 0.5, 1.0]), jnp.full(3, 1e-28))
     options = dict(epsilon=0.5, prior=prior, bridge=bridge)
-    run = lambda k: log_partition(k, potential, num_chains=64, resample_below=None, **options)
+    run = lambda k: log_partition(k, potential, num_chains=1024, resample_below=None, **options)
     out = jax.jit(run)(KEY)
     covariance = np.asarray(prior.scale @ prior.scale.T)
     log_prior = scipy.stats.multivariate_normal(np.zeros(2), covariance).logpdf
     x = np.asarray(out.x)
     expected = -0.5 * (((x - mean) / scale) ** 2).sum(1) - log_prior(x)
     np.testing.assert_allclose(out.log_weights, expected, rtol=1e-9, atol=1e-9)
-    groups = np.exp(expected).reshape(16, 4).mean(1)
+    groups = np.exp(expected).reshape(16, 64).mean(1)
     np.testing.assert_allclose(out.log_z, np.log(groups.mean()), rtol=1e-9)
-    relative = groups.std(ddof=1) / math.sqrt(16) / groups.mean()
-    np.testing.assert_allclose(out.log_z_error, relative, rtol=1e-9)
-    np.testing.assert_allclose(out.ess, np.exp(expected).sum() ** 2 / np.exp(2 * expected).sum() / 64)
+    spread = metrics.log_mean_error(jnp.log(groups))
+    assert spread >= groups.std(ddof=1) / math.sqrt(16) / groups.mean()
+    record = importance.reliability(expected)
+    assert record.reliable
+    np.testing.assert_allclose(out.log_z_error, math.hypot(spread, record.unseen / 2), rtol=1e-9)
+    np.testing.assert_allclose(out.ess, np.exp(expected).sum() ** 2 / np.exp(2 * expected).sum() / 1024)
     upper = jax.jit(lambda k: log_partition_upper(k, potential, out.x, **options))(KEY)
     np.testing.assert_allclose(upper.log_z, expected.mean(), rtol=1e-9)
+    np.testing.assert_allclose(upper.log_z_inverse, -np.log(np.exp(-expected).mean()), rtol=1e-9)
 
 
 @jax.jit

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from egm import collectives
+from egm import collectives, random
 from energymatch import losses, schedules
 
 KEY = jax.random.key(11)
@@ -36,7 +36,7 @@ def parameters(event, dtype=np.float32):
 def draws(key, batch, event, sigma, dtype=jnp.float32):
     """t and eta of every example, by the rule that the docstrings state."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(batch))
-    time_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    time_keys, noise_keys = random.split(keys)
     t = jax.vmap(lambda k: jax.random.uniform(k, dtype=dtype))(time_keys)
     eta = jax.vmap(lambda k: jax.random.normal(k, event, dtype))(noise_keys)
     return np.asarray(t, np.float64), sigma * np.asarray(eta, np.float64)

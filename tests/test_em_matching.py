@@ -113,7 +113,13 @@ def test_tempered_coldest_rung_has_the_moments():
     assert np.all(coldest)
     for rung, temperature in enumerate(epsilon * 1.7 ** np.arange(4)):
         assert_moments(chains.x[rung], M, temperature / K)
-    assert set(metrics) == {"chain_acceptance", "chain_held", "swap_acceptance"}
+    assert set(metrics) == {
+        "chain_acceptance",
+        "chain_held",
+        "cold_acceptance",
+        "step_size",
+        "swap_acceptance",
+    }
     assert np.all(metrics["chain_held"] == 0)
     assert 0.3 < metrics["chain_acceptance"][-1] < 0.99
     assert 0.3 < metrics["swap_acceptance"][-1] < 0.99
@@ -123,7 +129,7 @@ def test_tempered_of_one_rung_is_a_persistent_chain():
     source = Tempered(num_rungs=1, num_steps=2)
     x = jnp.zeros((4, 2))
     out = source.draw(KEY, normal, 1.0, source.init(normal, x, 1.0), Batch(x, x))
-    assert set(out.metrics) == {"chain_acceptance", "chain_held"}
+    assert set(out.metrics) == {"chain_acceptance", "chain_held", "cold_acceptance", "step_size"}
     np.testing.assert_array_equal(out.x, out.chains.x[0])
     assert np.any(out.x != x)
 
@@ -177,7 +183,7 @@ def state_specs(recipe, name, whole, axis):
     """A tree for each argument's or result's state: what is the same on all devices, and axis 1 of chains."""
     if name == "warm_up":
         return whole
-    chains = tempering.TemperingState(axis, axis, axis, whole) if recipe == "tempered" else whole
+    chains = tempering.TemperingState(axis, axis, axis, whole, whole) if recipe == "tempered" else whole
     return matching.MatchingState(whole, chains)
 
 
@@ -241,7 +247,9 @@ def test_settings_are_the_published():
     assert (config.trim, config.floor, config.energy_l2) == (0.0, None, 0.0)
     run = config.negatives
     assert (run.num_steps, run.step_size, run.tau_star) == (200, 0.01, 0.8)
-    assert (run.method, run.anneal_data, run.bounds) == ("euler_maruyama", False, None)
+    assert (run.method, run.anneal_data, run.bounds, run.at_step_end) == ("euler_maruyama", False, None, True)
+    assert config.guard is None
+    assert config.data_noise == 0
     t = jnp.array([0.0, 0.8, 0.9, 1.0])
     weight = config.gate(config.epsilon_max)(t, 0 * t, 0 * t)
     np.testing.assert_allclose(weight, [1, 1, 0.5, 0], atol=1e-6)

@@ -1,5 +1,7 @@
 """The Ising energy against loops, and its exact answers against one another."""
 
+import decimal
+import itertools
 import math
 
 import jax
@@ -10,6 +12,7 @@ import pytest
 from egm.energies import Ising, ising
 from egm.energies import _ising_exact as exact
 
+KEY = jax.random.key(15)
 CRITICAL = math.log(1 + math.sqrt(2)) / 2
 MODELS = [
     Ising(2, 0.4),
@@ -390,3 +393,124 @@ def test_extreme_couplings_stay_finite():
     assert hot.log_partition() == pytest.approx(36 * math.log(2), rel=1e-14)
     energies, p = hot.energy_histogram()
     assert energies.tolist() == [0.0] and p == pytest.approx([1.0])
+
+
+# Strong couplings.
+
+STRONG = (-1000.0, -50.0, -7.0, -0.6, -1e-13, 0.0, 1e-13, CRITICAL, 7.0, 50.0, 355.0, 1000.0)
+
+
+def decimal_log_partition(side, bond, field):
+    """log Z from the enumerated counts in 50 digits."""
+    counts = exact.joint_counts(side)
+    with decimal.localcontext(prec=50):
+        bonds, fields = decimal.Decimal(bond), decimal.Decimal(field)
+        logs = [
+            (bonds * int(4 * a - 2 * side * side) + fields * int(2 * u - side * side), int(counts[a, u]))
+            for a, u in np.argwhere(counts)
+        ]
+        top = max(log for log, _ in logs)
+        return float(top + sum(count * (log - top).exp() for log, count in logs).ln())
+
+
+@pytest.mark.parametrize("side", [2, 3, 4, 5])
+def test_every_route_at_every_coupling(side):
+    """Enumeration, transfer matrix (weights or logarithms), closed form and density of states."""
+    for bond, field in itertools.product(STRONG, (0.0, 1e-9, -0.3, 25.0, 1000.0)):
+        right = pytest.approx(decimal_log_partition(side, bond, field), rel=1e-13)
+        assert exact.enumerated_log_partition(side, bond, field) == right
+        probabilities, log_z = exact.row_distribution(side, bond, field)
+        assert log_z == right
+        row_logs, top = exact._row_logs(side, bond, field)
+        logs = exact._log_diagonal_in_logs(side, bond, field, row_logs)
+        assert exact.logsumexp(logs) + side * (top + abs(bond) * side) == right
+        np.testing.assert_allclose(np.exp(logs - exact.logsumexp(logs)), probabilities, atol=1e-13)
+        enumerated = exact.enumerated_magnetization(side, bond, field)
+        for found in (
+            exact.magnetization_probabilities(side, bond, field),
+            magnetization_in_logs(side, bond, field, row_logs),
+        ):
+            np.testing.assert_allclose(found, enumerated, rtol=1e-8, atol=1e-16)
+        if field == 0:
+            assert exact.density_log_partition(side, bond) == right
+            if bond >= 0 or side % 2 == 0:
+                assert exact.kaufman_log_partition(side, abs(bond)) == right
+
+
+def magnetization_in_logs(side, bond, field, row_logs):
+    up = np.sum(exact._row_spins(side) > 0, axis=1)
+    logs = exact._log_polynomials_in_logs(side, bond, field, row_logs, up)
+    p = np.exp(logs - logs.max()).sum(axis=0)
+    p = p + p[::-1] if field == 0 else p
+    return p / p.sum()
+
+
+@pytest.mark.parametrize(
+    ("side", "bond", "field"), [(8, 12.0, 0.0), (9, -16.0, 1.0), (7, -22.0, 0.3), (8, 9.0, -3.0)]
+)
+def test_logarithms_agree_with_weights_where_both_serve(side, bond, field):
+    assert exact._fits(side, bond, field)
+    row_logs, _ = exact._row_logs(side, bond, field)
+    a, b = (f(side, bond, field, row_logs) for f in (exact._log_diagonal, exact._log_diagonal_in_logs))
+    assert exact.logsumexp(a) == pytest.approx(exact.logsumexp(b), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("energy", "log_z"),
+    [
+        (Ising(8, 50.0, 1.0, 0.5), 8000.0),
+        (Ising(8, 50.0), 6400 + math.log(2)),
+        (Ising(8, 1000.0, -1.0, 0.5), 128_000 + math.log(2)),
+        (Ising(16, 1000.0, 1.0, 0.25), 512_000 + 64_000),
+        (Ising(32, 1000.0), 2_048_000 + math.log(2)),
+        (Ising(33, 400.0), 2 * 33**2 * 400 + math.log(2)),
+        (Ising(8, 40.0, 0.0, 1.0), 64 * 40.0),
+    ],
+    ids=str,
+)
+def test_ground_states(energy, log_z):
+    """Deep in the cold everything is its ground states."""
+    assert energy.log_partition() == pytest.approx(log_z, rel=1e-14)
+    if energy.side > 16:
+        return
+    ferro, sites = energy.coupling >= 0, energy.num_sites
+    r = np.arange(energy.side // 2 + 1)
+    np.testing.assert_allclose(energy.correlation_function(), 1.0 if ferro else (-1.0) ** r, atol=1e-12)
+    x = np.asarray(energy.sample(KEY, 200))
+    np.testing.assert_array_equal(x.sum(axis=1) % sites, 0 if ferro else sites // 2)
+    if energy.side <= 12:
+        m, p = energy.magnetization_histogram()
+        assert p @ np.abs(m) == pytest.approx(1.0 if ferro else 0.0, abs=1e-12)
+        moments = energy.exact_moments()
+        assert not any(np.isnan(v) for v in moments.values())
+        assert moments["binder_cumulant"] == (pytest.approx(2 / 3) if ferro else -np.inf)
+
+
+def test_a_frustrated_lattice_in_the_cold():
+    """Side 5, antiferromagnetic: the ground states by enumeration, their samples and correlations."""
+    energy = Ising(5, 300.0, -1.0)
+    counts = exact.joint_counts(5).sum(axis=1)
+    lowest = np.flatnonzero(counts)[0]
+    bond_sum = 4 * lowest - 50
+    assert energy.log_partition() == pytest.approx(-300.0 * bond_sum + math.log(counts[lowest]), rel=1e-14)
+    x = energy.sample(KEY, 4000)
+    np.testing.assert_array_equal(np.asarray(energy(x)), 300.0 * bond_sum)
+    m, p = energy.magnetization_histogram()
+    assert_follows(np.asarray(2 * x - 1, float).mean(axis=1), m, p)
+    s = np.asarray(2 * x - 1, float).reshape(-1, 5, 5)
+    for axis in (1, 2):
+        found = [np.mean(s * np.roll(s, r, axis)) for r in range(3)]
+        np.testing.assert_allclose(found, energy.correlation_function(), atol=0.02)
+
+
+def test_ordered_lattices_beyond_the_transfer_matrix_are_refused_in_seconds(monkeypatch):
+    monkeypatch.setattr(ising, "_MAX_SWEEPS", 2**10)
+    with pytest.raises(RuntimeError, match="8 samples did not coalesce .* the lattice is ordered"):
+        Ising(17, 1.0).sample(KEY, 5000)
+
+
+def test_energies_beyond_float32_are_refused():
+    for arguments in ((4, 1e38), (4, 1.0, 1e38), (4, 1.0, 1.0, 1e38), (4, 1e300, 1e300)):
+        with pytest.raises(ValueError, match="the range of float32 energies"):
+            Ising(*arguments)
+    assert np.all(np.isfinite(Ising(4, 1e35)(jnp.ones((1, 16), jnp.int32))))

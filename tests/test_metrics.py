@@ -12,16 +12,19 @@ KEY = jax.random.key(0)
 
 
 def test_summary_by_hand():
-    log_w = jnp.log(jnp.array([1.0, 2.0, 3.0, 2.0]))
+    log_w = jnp.tile(jnp.log(jnp.array([1.0, 2.0, 3.0, 2.0])), 100)
     s = metrics.summarize(log_w)
     np.testing.assert_allclose(s.log_z, np.log(2.0), rtol=1e-6)
     np.testing.assert_allclose(s.ess, 64 / 18 / 4, rtol=1e-6)
     np.testing.assert_allclose(s.elbo, np.log(12) / 4, rtol=1e-6)
-    # Relative standard error of the mean: sqrt(variance / N) / mean with the N - 1 variance 2/3.
-    np.testing.assert_allclose(s.log_z_error, np.sqrt(2 / 3 / 4) / 2, rtol=1e-5)
+    # Relative standard error of the mean, sqrt(variance / N) / mean, and Student's widening for
+    # 2 / (1/200 - 1/400) = 800 degrees of freedom, 1 + 1.25 / 800.
+    np.testing.assert_allclose(s.log_z_error, np.sqrt(200 / 399 / 400) / 2 * (1 + 1.25 / 800), rtol=1e-4)
+    assert (s.tail_index, s.reliable) == (0, True)  # the largest weight came 100 times
+    np.testing.assert_allclose([s.effective_number, s.largest_weight], [400 * 64 / 72, 3 / 800], rtol=1e-5)
     bad = metrics.summarize(jnp.append(log_w, jnp.nan))
     assert int(bad.num_nonfinite) == 1
-    np.testing.assert_allclose(bad.log_z, np.log(8 / 5), rtol=1e-6)
+    np.testing.assert_allclose(bad.log_z, np.log(800 / 401), rtol=1e-6)
     np.testing.assert_allclose(bad.elbo, s.elbo, rtol=1e-6)
 
 

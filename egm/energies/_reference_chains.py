@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks
+from egm import checks, random
 from egm.energies import _particles
 from egm.typing import Array
 
@@ -180,7 +180,8 @@ def _run(energy: Any) -> tuple[Array, Array, dict[str, Array], Array, Array]:
 
         def site(i, h):
             logits = beta[:, None, None] * energy.single_site_conditionals({"x": x, "h": h})[..., i, :]
-            token = jax.random.categorical(jax.random.fold_in(key, i), logits).astype(h.dtype)
+            weights = jax.nn.softmax(logits, axis=-1)
+            token = random.categorical(jax.random.fold_in(key, i), weights).astype(h.dtype)
             return h.at[..., i].set(token)
 
         return jax.lax.fori_loop(0, sites, site, h)

@@ -10,10 +10,14 @@ import numpy as np
 from egm import checks
 from egm.typing import Array, Key
 
+_SHORTEST, _LONGEST = 1e-18, 1e18
+LARGEST_ENERGY = 1e37
+"""Energies that an energy's parameters may lead to must stay below it: float32 ends at 3.4e38."""
+
 
 def vector(x: Any, size: int, name: str = "x") -> Array:
-    """[..., D] float `x`; TypeError unless floating, ValueError unless its trailing size is D."""
-    x = checks.float_array(x, name, min_ndim=1)
+    """[..., D] `x` in float32 or wider; TypeError unless floating, ValueError unless of trailing size D."""
+    x = checks.wide(checks.float_array(x, name, min_ndim=1))
     if x.shape[-1] != size:
         raise ValueError(f"{name} has trailing size {x.shape[-1]}, this energy has dim {size}")
     return x
@@ -49,6 +53,15 @@ def sample_size(key: Key, n: int) -> int:
     """`n`; raises unless `key` is one typed key and `n` a positive int."""
     checks.one_key(key)
     return checks.positive_int(n, "n")
+
+
+def length(value: Any, name: str) -> float:
+    """A positive length as a float; raises unless its square and the inverse of it are float32 numbers."""
+    value = checks.positive_float(value, name)
+    if not _SHORTEST <= value <= _LONGEST:
+        expected = f"between {_SHORTEST:.0e} and {_LONGEST:.0e}, so that its square is a float32 number"
+        raise ValueError(f"{name} must be {expected}, got {value}")
+    return value
 
 
 def tokens_of_integers(sites: int) -> np.ndarray:

@@ -62,6 +62,7 @@ class WithConditionals:
             raise TypeError(f"{name} must hold integer tokens, got dtype {tokens.dtype}")
         if tokens.ndim != 2:
             raise ValueError(f"{name} must have shape [N, L], got {tokens.shape}")
+        tokens = checks.tokens(tokens, self.vocab_size)
         n, sites = tokens.shape
         chosen = jnp.eye(sites, dtype=bool)[:, None, None, :]
         values = jnp.arange(self.vocab_size, dtype=tokens.dtype)[None, :, None, None]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks
+from egm import checks, random
 from egm.energies import _states
 from egm.typing import Array, Key
 
@@ -30,7 +30,8 @@ class GaussianMixture:
       weights: [M] positive, normalised to sum one; None for equal ones.
 
     Raises:
-      TypeError, ValueError: means not rectangular, sigma not positive, weights not M positive numbers.
+      TypeError, ValueError: means not rectangular, sigma not between 1e-18 and 1e18, weights not M positive
+        numbers.
     """
 
     means: tuple[tuple[float, ...], ...] = _GRID
@@ -43,11 +44,15 @@ class GaussianMixture:
         weights = np.asarray(_states.nested_tuple(given, "weights", 1))
         if len(weights) != len(means) or np.any(weights <= 0):
             raise ValueError(f"weights must be {len(means)} positive numbers, one a mean, got {given!r}")
+        if weights.max() > 1e300:  # their sum may overflow
+            weights = weights / weights.max()
         # Weights that are normalised already stay as they are, so that `dataclasses.replace` is exact.
         if abs(weights.sum() - 1) > 1e-12:
             weights = weights / weights.sum()
+        if np.any(weights <= 0):
+            raise ValueError(f"weights must not differ beyond the range of float64, got {given!r:.80}")
         object.__setattr__(self, "means", means)
-        object.__setattr__(self, "sigma", checks.positive_float(self.sigma, "sigma"))
+        object.__setattr__(self, "sigma", _states.length(self.sigma, "sigma"))
         object.__setattr__(self, "weights", tuple(weights.tolist()))
 
     @property
@@ -66,7 +71,7 @@ class GaussianMixture:
         return np.array(self.weights)
 
     def __call__(self, x: Array) -> Array:
-        """E(x), [...] in the dtype of x [..., D].
+        """E(x), [...] in the dtype of x [..., D], at least float32.
 
         Raises:
           TypeError: `x` is not floating. ValueError: its trailing size is not D.
@@ -90,7 +95,7 @@ class GaussianMixture:
           variance: scalar or [...], non-negative.
 
         Returns:
-          [...] in the dtype of x.
+          [...] in the dtype of x, at least float32.
 
         Raises:
           TypeError: `x` is not floating. ValueError: a shape is wrong.
@@ -109,8 +114,8 @@ class GaussianMixture:
           TypeError, ValueError: `key` is not one typed key, `n` no positive int.
         """
         n = _states.sample_size(key, n)
-        which, noise = jax.random.split(key)
-        component = jax.random.categorical(which, jnp.log(jnp.array(self.weights)), shape=(n,))
+        which, noise = random.split(key)
+        component = random.categorical(which, jnp.asarray(self.weights, float), (n,))
         means = jnp.array(self.means)[component]
         return means + self.sigma * jax.random.normal(noise, means.shape)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks
+from egm import checks, random
 from egm.energies import _states
 from egm.typing import Array, Key, State
 
@@ -34,7 +34,8 @@ class GaussianBernoulliRBM:
       sigma: standard deviation of x given h.
 
     Raises:
-      TypeError, ValueError: a field is not rectangular, its size does not fit W, sigma is not positive.
+      TypeError, ValueError: a field is not rectangular, its size does not fit W, sigma is not between
+        1e-18 and 1e18, or the energies leave float32.
     """
 
     weights: tuple[tuple[float, ...], ...] = ((5.0, 0.0, -5.0), (0.0, 5.0, 0.0))
@@ -49,7 +50,15 @@ class GaussianBernoulliRBM:
             if len(value) != size:
                 raise ValueError(f"{name} must have size {size}, as weights has, got {len(value)}")
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "sigma", checks.positive_float(self.sigma, "sigma"))
+        object.__setattr__(self, "sigma", _states.length(self.sigma, "sigma"))
+        with np.errstate(over="ignore", invalid="ignore"):
+            bias, overlap = self._token_terms()
+            largest = np.sum(np.abs(bias)) + np.sum(np.abs(overlap))
+        if not largest < _states.LARGEST_ENERGY:
+            raise ValueError(
+                f"weights^2 / sigma^2 and hidden_bias must sum to less than {_states.LARGEST_ENERGY:.0e}, "
+                f"the range of float32 energies, got {largest:.3g}"
+            )
 
     @property
     def dim(self) -> int:
@@ -72,13 +81,13 @@ class GaussianBernoulliRBM:
         return {"x": (self.dim,), "h": (self.num_sites,)}
 
     def __call__(self, state: State) -> Array:
-        """E(x, h), [...] in the dtype of x.
+        """E(x, h), [...] in the dtype of x, at least float32.
 
         Raises:
           TypeError, ValueError: `state` is no {"x": [..., D] float, "h": [..., L] integer}.
         """
         x, h = _states.mixed(state, self.dim, self.num_sites)
-        return self._quadratic(x) - jnp.sum(h * self._field(x), axis=-1)
+        return self._energy(x, h)
 
     def single_site_conditionals(self, state: State) -> Array:
         """Logits [..., L, V] = -E(x, h with site i set to v) up to a constant a site."""
@@ -89,12 +98,19 @@ class GaussianBernoulliRBM:
     def relaxed(self, state: State) -> Array:
         """[...] the mean of E(x, h) over independent tokens with probabilities "h" [..., L, V]."""
         x, p = _states.probabilities(state, self.dim, self.num_sites, 2)
-        return self._quadratic(x) - jnp.sum(p[..., 1] * self._field(x), axis=-1)
+        p = p[..., 1]
+        _, overlap = self._token_terms()
+        own = _states.constant(np.diag(overlap), p)
+        return self._energy(x, p) + 0.5 * jnp.sum(own * p * (1 - p), axis=-1)
 
     def marginal_energy(self, x: Array) -> Array:
         """[...] -log sum_h exp(-E(x, h)) of x [..., D], in closed form: a softplus a token."""
         x = _states.vector(x, self.dim)
-        return self._quadratic(x) - jnp.sum(jax.nn.softplus(self._field(x)), axis=-1)
+        field = self._field(x)
+        # The energy with the likelier tokens, and what the others add.
+        likelier = jax.lax.stop_gradient((field > 0).astype(x.dtype))
+        less = jnp.where(field > 0, jax.nn.softplus(-field), jax.nn.softplus(field))
+        return self._energy(x, likelier) - jnp.sum(less, axis=-1)
 
     def log_partition(self) -> float:
         """Log of the sum over h of the integral over x of exp(-E).
@@ -124,20 +140,38 @@ class GaussianBernoulliRBM:
           TypeError, ValueError: `key` is not one typed key, `n` no positive int; L above 16.
         """
         n = _states.sample_size(key, n)
-        which, noise = jax.random.split(key)
+        which, noise = random.split(key)
         tokens, centres, log_masses = self._configurations()
-        index = jax.random.categorical(which, jnp.asarray(log_masses - log_masses.max(), float), shape=(n,))
+        index = random.categorical(which, jnp.asarray(np.exp(log_masses - log_masses.max()), float), (n,))
         centre = jnp.asarray(centres, float)[index]
         x = centre + self.sigma * jax.random.normal(noise, centre.shape)
         return {"x": x, "h": jnp.asarray(tokens, jnp.int32)[index]}
 
-    def _quadratic(self, x):
-        return jnp.sum((x - _states.constant(self.visible_bias, x)) ** 2, axis=-1) / (2 * self.sigma**2)
+    def _token_terms(self):
+        """(c + W^T b / sigma^2 [L], W^T W / sigma^2 [L, L]) in float64: they cancel against each other."""
+        weights = np.array(self.weights)
+        bias = np.array(self.hidden_bias) + np.array(self.visible_bias) @ weights / self.sigma**2
+        return bias, weights.T @ weights / self.sigma**2
+
+    def _energy(self, x, h):
+        """E with the square completed, ||x - b - W h||^2 / (2 sigma^2) less what h alone weighs.
+
+        The form of the class's docstring differs by large terms that cancel.
+        """
+        bias, overlap = self._token_terms()
+        weights = jnp.asarray(self.weights, x.dtype)
+        center = jnp.matmul(h, weights.T, precision=_EXACT) + _states.constant(self.visible_bias, x)
+        linear = _states.constant(bias + 0.5 * np.diag(overlap), h)
+        pairs = jnp.asarray(np.triu(overlap, 1), x.dtype)
+        own = jnp.sum(h * (linear + jnp.matmul(h, pairs.T, precision=_EXACT)), axis=-1)
+        return jnp.sum((x - center) ** 2, axis=-1) / (2 * self.sigma**2) - own
 
     def _field(self, x):
         """[..., L] c + W^T x / sigma^2, the log-odds of each token."""
+        bias, _ = self._token_terms()
         weights = jnp.asarray(self.weights, x.dtype) / self.sigma**2
-        return jnp.matmul(x, weights, precision=_EXACT) + _states.constant(self.hidden_bias, x)
+        y = x - _states.constant(self.visible_bias, x)
+        return jnp.matmul(y, weights, precision=_EXACT) + _states.constant(bias, y)
 
     def _configurations(self):
         """(tokens [2^L, L], centres [2^L, D], log masses [2^L] up to a constant), in float64."""

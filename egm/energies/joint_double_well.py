@@ -56,7 +56,7 @@ class JointDoubleWell:
         return {"x": (self.num_particles * self.spatial_dim,), "h": (self.num_particles,)}
 
     def __call__(self, state: State) -> Array:
-        """E(x, h), [...] in the dtype of x.
+        """E(x, h), [...] in the dtype of x, at least float32.
 
         Raises:
           TypeError, ValueError: `state` is no {"x": [..., N * d] float, "h": [..., N] integer}.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks
+from egm import checks, random
 from egm.energies import _states
 from egm.typing import Array, Key, State
 
@@ -77,10 +77,10 @@ class JointGaussianMixture(_Spins):
     def __post_init__(self):
         object.__setattr__(self, "dim", checks.positive_int(self.dim, "dim"))
         for name in ("mode", "sigma"):
-            object.__setattr__(self, name, checks.positive_float(getattr(self, name), name))
+            object.__setattr__(self, name, _states.length(getattr(self, name), name))
 
     def __call__(self, state: State) -> Array:
-        """E(x, h), [...] in the dtype of x.
+        """E(x, h), [...] in the dtype of x, at least float32.
 
         Raises:
           TypeError, ValueError: `state` is no {"x": [..., dim] float, "h": [..., dim] integer}.
@@ -121,7 +121,7 @@ class JointGaussianMixture(_Spins):
           TypeError, ValueError: `key` is not one typed key, `n` no positive int.
         """
         n = _states.sample_size(key, n)
-        tokens, noise = jax.random.split(key)
+        tokens, noise = random.split(key)
         h = jax.random.bernoulli(tokens, shape=(n, self.dim)).astype(jnp.int32)
         x = self.mode * (2.0 * h - 1) + self.sigma * jax.random.normal(noise, (n, self.dim))
         return {"x": x, "h": h}
@@ -160,14 +160,14 @@ class CoupledJointMixture(_Spins):
     def __post_init__(self):
         object.__setattr__(self, "dim", checks.positive_int(self.dim, "dim", minimum=2))
         for name in ("mode", "sigma"):
-            object.__setattr__(self, name, checks.positive_float(getattr(self, name), name))
+            object.__setattr__(self, name, _states.length(getattr(self, name), name))
         for name in ("coupling", "correlation"):
             object.__setattr__(self, name, checks.finite_float(getattr(self, name), name))
         if abs(self.correlation) >= 1:
             raise ValueError(f"correlation must lie strictly between -1 and 1, got {self.correlation}")
 
     def __call__(self, state: State) -> Array:
-        """E(x, h), [...] in the dtype of x.
+        """E(x, h), [...] in the dtype of x, at least float32.
 
         Raises:
           TypeError, ValueError: `state` is no {"x": [..., dim] float, "h": [..., dim] integer}.
@@ -210,10 +210,13 @@ class CoupledJointMixture(_Spins):
 
     def token_marginals(self) -> tuple[np.ndarray, np.ndarray]:
         """(E[s_i] [dim], E[s_i s_j] [dim, dim]), exact by the ring's transfer matrix."""
-        i, tau = np.arange(self.dim), math.tanh(self.coupling)
-        steps = np.abs(i[:, None] - i).astype(float)
-        correlation = (tau**steps + tau ** (self.dim - steps)) / (1 + tau**self.dim)
-        return np.zeros(self.dim), correlation
+        i = np.arange(self.dim)
+        steps = np.abs(i[:, None] - i)
+        # Both ways round the ring, t = tanh |J|: (t^k +- t^(n - k)) / (1 +- t^n) with the sign of each way.
+        near, far = np.minimum(steps, self.dim - steps), np.maximum(steps, self.dim - steps)
+        sign = np.sign(self.coupling) ** near
+        ratio = _power_ratio(self.coupling, far - near, self.dim, self._frustrated)
+        return np.zeros(self.dim), sign * np.exp(near * _log_tanh(self.coupling)) * ratio
 
     def sample(self, key: Key, n: int) -> State:
         """{"x": [n, dim], "h": [n, dim] int32} exact independent samples.
@@ -225,23 +228,26 @@ class CoupledJointMixture(_Spins):
           TypeError, ValueError: `key` is not one typed key, `n` no positive int.
         """
         n = _states.sample_size(key, n)
-        tokens, noise = jax.random.split(key)
+        tokens, noise = random.split(key)
         uniform = jax.random.uniform(tokens, (self.dim, n))
         first = jnp.where(uniform[0] < 0.5, 1.0, -1.0)
-        # tanh of the effective coupling along k bonds is tanh(J)^k; k = 1 is J itself, exactly.
-        steps = np.arange(self.dim - 1, 0, -1)
-        with np.errstate(divide="ignore"):
-            back = np.where(steps == 1, self.coupling, np.arctanh(math.tanh(self.coupling) ** steps))
+        back = _chain_coupling(self.coupling, np.arange(self.dim - 1, 0, -1))
+        # Differences of strong couplings decide: taken here, in float64.
+        agree, differ = (jnp.asarray(2 * (self.coupling + sign * back), float) for sign in (1, -1))
 
         def draw(before, step):
-            u, pull = step
-            up = u < jax.nn.sigmoid(2 * (self.coupling * before + pull * first))
+            u, together, apart = step
+            up = u < jax.nn.sigmoid(before * jnp.where(before == first, together, apart))
             spin = jnp.where(up, 1.0, -1.0)
             return spin, spin
 
-        _, rest = jax.lax.scan(draw, first, (uniform[1:], jnp.asarray(np.clip(back, -30, 30), float)))
+        _, rest = jax.lax.scan(draw, first, (uniform[1:], agree, differ))
         s = jnp.concatenate([first[None], rest]).T
-        factor = jnp.asarray(np.linalg.cholesky(self.covariance()), float)
+        # The factor of Sigma in closed form: one that is computed fails as |rho| goes to 1.
+        i, rho = np.arange(self.dim), self.correlation
+        lower = np.where(i <= i[:, None], rho ** np.maximum(i[:, None] - i, 0).astype(float), 0.0)
+        lower[:, 1:] *= math.sqrt((1 - rho) * (1 + rho))
+        factor = jnp.asarray(self.sigma * lower, float)
         z = jax.random.normal(noise, (n, self.dim))
         x = self.mode * s + jnp.matmul(z, factor.T, precision=jax.lax.Precision.HIGHEST)
         return {"x": x, "h": ((s + 1) / 2).astype(jnp.int32)}
@@ -261,6 +267,38 @@ class CoupledJointMixture(_Spins):
         return self.coupling * np.sum(spins * np.roll(spins, -1, axis=1), axis=1)
 
     def _log_token_partition(self):
-        j = abs(self.coupling)
+        j, n = abs(self.coupling), self.dim
         log_two_cosh = j + math.log1p(math.exp(-2 * j))
-        return self.dim * log_two_cosh + math.log1p(math.tanh(self.coupling) ** self.dim)
+        if not self._frustrated:
+            return n * log_two_cosh + math.log1p(math.exp(n * _log_tanh(j)))
+        # 1 - tanh(j)^n, which is 2 n exp(-2 j) where the tanh rounds to 1.
+        log_rest = math.log(2 * n) - 2 * j if j > 20 else math.log(-math.expm1(n * _log_tanh(j)))
+        return n * log_two_cosh + log_rest
+
+    @property
+    def _frustrated(self):
+        return self.coupling < 0 and self.dim % 2 == 1
+
+
+def _log_tanh(coupling: float) -> float:
+    """log tanh |J|, without rounding the tanh to 1; 0 has a very negative one."""
+    q = math.exp(-2 * abs(coupling))
+    return math.log1p(-q) - math.log1p(q) if q < 1 else -1e9
+
+
+def _power_ratio(coupling: float, k: np.ndarray, n: int, frustrated: bool) -> np.ndarray:
+    """(1 + t^k) / (1 + t^n), or with minus signs, t = tanh |J|: k / n where t is 1 to all digits."""
+    log_t = _log_tanh(coupling)
+    if not frustrated:
+        return (1 + np.exp(k * log_t)) / (1 + math.exp(n * log_t))
+    return np.expm1(k * log_t) / math.expm1(n * log_t) if log_t < -1e-30 else k / n
+
+
+def _chain_coupling(coupling: float, k: np.ndarray) -> np.ndarray:
+    """[M] artanh(tanh(J)^k), what k bonds in a row amount to; |J| - log(k) / 2 where J is strong."""
+    sign = np.sign(coupling) ** k
+    if abs(coupling) > 20:
+        return sign * (abs(coupling) - np.log(k) / 2)
+    log_power = k * _log_tanh(coupling)
+    strength = 0.5 * (np.log1p(np.exp(log_power)) - np.log(-np.expm1(log_power)))
+    return sign * np.where(k == 1, abs(coupling), strength)

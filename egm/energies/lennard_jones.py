@@ -27,7 +27,8 @@ class LennardJones:
     Attributes:
       num_particles: N, at least 2.
       spatial_dim: d.
-      core_radius: where the tangent takes over, in (0, 1).
+      core_radius: where the tangent takes over, in (0, 1) and not so small that float32 overflows (.003
+        for 13 particles).
       reference: how `sample` makes its pool of states.
     """
 
@@ -44,6 +45,12 @@ class LennardJones:
         radius = checks.positive_float(self.core_radius, "core_radius")
         if radius >= 1:
             raise ValueError(f"core_radius must be in (0, 1), got {radius}")
+        pairs = self.num_particles * (self.num_particles - 1) / 2
+        if 26 * pairs * radius**-13 > _states.LARGEST_ENERGY:
+            raise ValueError(
+                f"core_radius must keep E and its gradient in float32 where all particles coincide, 26 pairs "
+                f"core_radius^-13 < {_states.LARGEST_ENERGY:.0e}, got {radius} with {pairs:.0f} pairs"
+            )
         object.__setattr__(self, "core_radius", radius)
         check_settings(self.reference)
 
@@ -53,7 +60,7 @@ class LennardJones:
         return (self.num_particles * self.spatial_dim,)
 
     def __call__(self, x: Array) -> Array:
-        """E(x), [...] in the dtype of x [..., N * d], centred or not.
+        """E(x), [...] in the dtype of x [..., N * d] (at least float32), centred or not.
 
         Raises:
           TypeError: `x` is not floating. ValueError: its trailing size is not N * d.

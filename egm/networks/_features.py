@@ -211,7 +211,7 @@ def one_hot_tokens(h: Any, name: str, batch: int, vocab_size: int, dtype: Any) -
         raise ValueError(
             f"tokens of {name} must be in 0..{vocab_size}, the mask, got {value.min()}..{value.max()}"
         )
-    return jax.nn.one_hot(h, vocab_size + 1, dtype=dtype)
+    return jax.nn.one_hot(checks.tokens(h, vocab_size), vocab_size + 1, dtype=dtype)
 
 
 def mixed_state(state: Any) -> tuple[Any, Any]:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -176,6 +177,7 @@ def _hidden(module, state, t):
     )
     x, t = features.inputs(x, t)
     tokens = one_hot_tokens(h, "h", x.shape[0], module.vocab_size, x.dtype)
-    inputs = jnp.concatenate([features.position(x, t), tokens.reshape(x.shape[0], -1)], axis=-1)
+    flat = tokens.reshape(x.shape[0], math.prod(tokens.shape[1:]))
+    inputs = jnp.concatenate([features.position(x, t), flat], axis=-1)
     trunk = ResidualMLP(module.width, module.depth)
     return trunk(inputs, features.time(t, x.dtype)), x.shape[-1], tokens.shape[1]

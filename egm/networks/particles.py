@@ -201,7 +201,7 @@ def raw_outputs(nodes: Array, vectors: Array, num_outputs: int) -> Array:
         scalars = rowwise(nn.silu(nodes), num_outputs - 1, kernel_init=small_init)
         scalars = jnp.broadcast_to(scalars[:, :, None], (*vectors.shape, num_outputs - 1))
         out = jnp.concatenate([out, scalars], axis=-1)
-    return out.reshape(out.shape[0], -1, num_outputs)
+    return out.reshape(out.shape[0], math.prod(vectors.shape[1:]), num_outputs)
 
 
 def summed(nodes: Array) -> Array:

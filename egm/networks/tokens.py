@@ -236,7 +236,7 @@ def _rms_norm(h: Array) -> Array:
 def _checked(module: nn.Module, x: Array, sizes: tuple[str, ...]) -> Array:
     """x [N, L], checked with the fields of the module."""
     check_fields(module, sizes=("vocab_size", *sizes), flags=("flip",))
-    return checks.integer_array(x, "x", 2)
+    return checks.tokens(checks.integer_array(x, "x", 2), module.vocab_size)
 
 
 def _trunk_fields(module: nn.Module) -> tuple:
@@ -249,7 +249,7 @@ def _with_skip(module: nn.Module, out: Array, x: Array) -> Array:
 
 
 def _one_hot(x: Array, vocab_size: int) -> Array:
-    return jax.nn.one_hot(x, vocab_size + 1).reshape(x.shape[0], -1)
+    return jax.nn.one_hot(x, vocab_size + 1).reshape(x.shape[0], x.shape[1] * (vocab_size + 1))
 
 
 def _flipped(x: Array, vocab_size: int) -> Array:

@@ -33,7 +33,8 @@ class GaussianPath(abc.ABC):
 
     Methods on states take x [..., D] with any number of batch axes, also none, and t and r scalars
     or of the batch shape. Schedule methods (`alpha`, `variance`, `kernel`, ...) take times of any
-    shape and do not check them.
+    shape and do not check them. States narrower than float32 are computed with, and come out, in
+    float32, whatever dtype a network runs in.
 
     Source: Generator Matching (arXiv 2410.20587); Score-based generative modeling through
     stochastic differential equations (arXiv 2011.13456) for the link of velocity and score.
@@ -88,11 +89,13 @@ class GaussianPath(abc.ABC):
         return trailing_size
 
     def standard_normal(self, key: Key, shape: tuple[int, ...], dtype: Any = float) -> Array:
-        """Standard normal noise on the path's space, of the given full shape."""
+        """Standard normal noise on the path's space, of the given full shape, in float32 or wider."""
+        dtype = jnp.promote_types(jnp.result_type(dtype), jnp.float32)
         return self.project(jax.random.normal(checks.one_key(key), shape, dtype))
 
     def normal_log_density(self, x: Array, mean: Array, variance: Array) -> Array:
         """[...] log N(x; mean, variance I) on the path's space; x [..., D], variance [...]."""
+        x, mean = checks.wide(x), checks.wide(mean)
         size = self.dimension(x.shape[-1])
         distance = jnp.sum(jnp.square(x - mean), axis=-1)
         return -0.5 * (distance / variance + size * jnp.log(2 * math.pi * variance))
@@ -160,7 +163,7 @@ class GaussianPath(abc.ABC):
     def prior_log_density(self, x_0: Array, moments: Moments | None = None) -> Array:
         """[...] normalised log-density of `sample_prior` with the same moments."""
         self.batch_shape(x_0, "x_0")
-        x_0 = jnp.asarray(x_0)
+        x_0 = checks.wide(x_0)
         size = x_0.shape[-1]
         parts = self._prior(size, moments)
         mean, variance = (jnp.broadcast_to(a.astype(x_0.dtype), x_0.shape) for a in parts)
@@ -184,13 +187,17 @@ class GaussianPath(abc.ABC):
         """Weighted mean and variance of each coordinate.
 
         Args:
-          x_1: [N, D] data. weights: [N], sum 1 (all zeros give zeros).
+          x_1: [N, D] data; a row of weight 0 may be anything, also infinite.
+          weights: [N], sum 1 (all zeros give zeros).
         """
-        mean = weights @ x_1
-        return Moments(mean, weights @ jnp.square(x_1 - mean[None]))
+        x_1, weights = with_weight(x_1, weights)
+        mean = _weighted_sum(weights, x_1)
+        centred = jnp.where(weights[:, None] > 0, x_1 - mean[None], 0.0)
+        return Moments(mean, _weighted_sum(weights, jnp.square(centred)))
 
     def reference_energy(self, x_1: Array, moments: Moments) -> Array:
         """[...] sum over coordinates of (x_1 - mean)^2 / (2 variance)."""
+        x_1 = checks.wide(x_1)
         mean, variance = (jnp.broadcast_to(a, x_1.shape) for a in moments)
         return 0.5 * jnp.sum(jnp.square(x_1 - mean) / variance, axis=-1)
 
@@ -211,7 +218,7 @@ class GaussianPath(abc.ABC):
 
     def _noise(self, key, x, r, t, name):
         batch = self.batch_shape(x, name)
-        x = jnp.asarray(x)
+        x = checks.wide(x)
         t_checked, r_checked = checks.time(t, "t", batch), checks.time(r, "r", batch)
         _ordered(t, r)
         kernel = self._kernel(x, t_checked, r_checked)
@@ -243,7 +250,7 @@ class GaussianPath(abc.ABC):
         """
         num_samples = checks.positive_int(num_samples, "num_samples")
         batch = self.batch_shape(x_t, "x_t")
-        x_t = jnp.asarray(x_t)[None]
+        x_t = checks.wide(x_t)[None]
         t, r = self._proposal_times(t, r, batch)
         kernel = self._kernel(x_t, t[None], r[None])
         eps = self.standard_normal(key, (num_samples, *x_t.shape[1:]), x_t.dtype)
@@ -252,7 +259,7 @@ class GaussianPath(abc.ABC):
     def log_normalizer(self, x_t: Array, t: Array, r: Array) -> Array:
         """[...] log Z_{r|t} = -D log a, the integral of p_{t|r}(x_t | x_r) over x_r."""
         batch = self.batch_shape(x_t, "x_t")
-        x_t = jnp.asarray(x_t)
+        x_t = checks.wide(x_t)
         kernel = self._kernel(x_t, *self._proposal_times(t, r, batch))
         return -self.dimension(x_t.shape[-1]) * kernel.log_scale
 
@@ -299,7 +306,7 @@ class GaussianPath(abc.ABC):
           ValueError: `log_density` returns another shape, or a concrete t is below t_min.
         """
         batch = self.batch_shape(x_t, "x_t")
-        x_t, t_checked = jnp.asarray(x_t), checks.time(t, "t", batch)
+        x_t, t_checked = checks.wide(x_t), checks.time(t, "t", batch)
         size = math.prod(batch)
         flat_t = t_checked.reshape(size)
 
@@ -340,7 +347,7 @@ class GaussianPath(abc.ABC):
     def _matching(self, x, x_name, y, y_name):
         """x [..., D] with leading axes of size 1 up to the rank of y, y [K, ..., D], and [...]."""
         batch, batch_y = self.batch_shape(x, x_name), self.batch_shape(y, y_name)
-        x, y = jnp.asarray(x), jnp.asarray(y)
+        x, y = checks.wide(x), checks.wide(y)
         if x.shape[-1] != y.shape[-1]:
             raise ValueError(f"{x_name} has trailing size {x.shape[-1]}, {y_name} has {y.shape[-1]}")
         if len(batch_y) < len(batch) or batch_y[len(batch_y) - len(batch) :] != batch:
@@ -370,6 +377,16 @@ class GaussianPath(abc.ABC):
         # The slack lets a float32 rounding of t_min pass.
         if value is not None and np.any(value * (1 + 1e-6) < self.t_min):
             raise ValueError(f"t must be at least t_min = {self.t_min}, got {np.min(value)}")
+
+
+def with_weight(x_1, weights):
+    """(x_1 [N, D] with zeros in the rows that weigh nothing, weights [N]), both wide: 0 times inf is NaN."""
+    x_1, weights = checks.wide(x_1), checks.wide(weights)
+    return jnp.where(weights[:, None] > 0, x_1, 0.0), weights
+
+
+def _weighted_sum(weights, x):
+    return jnp.matmul(weights, x, precision=jax.lax.Precision.HIGHEST)
 
 
 def float_time(t):

@@ -8,7 +8,7 @@ import math
 import jax.numpy as jnp
 
 from egm import checks
-from egm.paths._gaussian_base import GaussianPath, Kernel
+from egm.paths._gaussian_base import GaussianPath, Kernel, with_weight
 from egm.typing import Array, Moments
 
 
@@ -66,6 +66,7 @@ class CenteredPath(GaussianPath):
 
     def moments(self, x_1: Array, weights: Array) -> Moments:
         """Mean 0 and one variance for all coordinates, so that the prior keeps every symmetry."""
+        x_1, weights = with_weight(x_1, weights)
         size = x_1.shape[-1]
         variance = jnp.sum(weights * jnp.sum(jnp.square(x_1), axis=-1)) / self.dimension(size)
         return Moments(jnp.zeros(size, x_1.dtype), jnp.full(size, variance))

@@ -19,9 +19,9 @@ from egm.typing import Array, Key, ModelFn
 class MaskedPath:
     """Tokens 0..V-1, mask token V; kappa_t = t**power, so kappa_0 = 0 and kappa_1 = 1.
 
-    A state is [..., L] integers. The generator is a denoiser: [..., L, V] probabilities of the data
-    token at each site given the visible ones; the rate of a masked site to v is kappa'_t / (1 - kappa_t)
-    times it.
+    A state is [..., L] integers of any dtype, and int32 where it comes out of a method. The generator is
+    a denoiser: [..., L, V] probabilities of the data token at each site given the visible ones; the rate
+    of a masked site to v is kappa'_t / (1 - kappa_t) times it.
 
     Attributes:
       vocab_size: V, the number of data tokens, at least 2.
@@ -32,7 +32,8 @@ class MaskedPath:
     power: float = 1.0
 
     def __post_init__(self):
-        checks.positive_int(self.vocab_size, "vocab_size", minimum=2)
+        if checks.positive_int(self.vocab_size, "vocab_size", minimum=2) > _LARGEST_VOCABULARY:
+            raise ValueError(f"vocab_size must be at most {_LARGEST_VOCABULARY}, got {self.vocab_size}")
         checks.positive_float(self.power, "power")
 
     @property
@@ -80,11 +81,12 @@ class MaskedPath:
 
     def contains(self, x: Array) -> Array:
         """[...] bool, whether every token is in 0..V."""
+        x = self._tokens(x)
         return jnp.all((x >= 0) & (x <= self.vocab_size), axis=-1)
 
     def masked(self, x: Array) -> Array:
         """[..., L] bool, where the mask stands."""
-        return x == self.vocab_size
+        return self._tokens(x) == self.vocab_size
 
     def determined(self, x: Array, t: Array | None = None) -> Array:
         """[...] bool, whether no site is masked, whatever the time."""
@@ -92,7 +94,8 @@ class MaskedPath:
         return ~jnp.any(self.masked(x), axis=-1)
 
     def data_state(self, x: Array) -> Array:
-        """`x` with token 0 in place of every mask."""
+        """`x` with token 0 in place of every mask, int32."""
+        x = self._tokens(x)
         return jnp.where(self.masked(x), 0, x)
 
     def sample_prior(self, key: Key, shape: tuple[int, ...], moments: None = None) -> Array:
@@ -119,7 +122,7 @@ class MaskedPath:
         return jnp.zeros(x_1.shape[: -1 if jnp.issubdtype(x_1.dtype, jnp.integer) else -2])
 
     def sample(self, key: Key, x_1: Array, t: Array) -> Array:
-        """x_t ~ p_{t|1}(. | x_1): every site is hidden with probability 1 - kappa_t."""
+        """x_t int32 ~ p_{t|1}(. | x_1): every site is hidden with probability 1 - kappa_t."""
         return self._noise(key, x_1, 1.0, t, "x_1")
 
     def noise(self, key: Key, x_r: Array, r: Array, t: Array) -> Array:
@@ -129,6 +132,7 @@ class MaskedPath:
     def _noise(self, key: Key, x_r: Array, r: Array, t: Array, name: str) -> Array:
         checks.one_key(key)
         batch = self.batch_shape(x_r, name)
+        x_r = self._tokens(x_r)
         given = t, r
         t, r = checks.time(t, "t", batch), checks.time(r, "r", batch)
         checks.time_order(*given)
@@ -138,7 +142,7 @@ class MaskedPath:
     def log_noising(self, x_t: Array, t: Array, x_r: Array, r: Array) -> Array:
         """[...] log p_{t|r}(x_t | x_r); -inf where x_r cannot become x_t."""
         t, r = self._pair(x_t, t, r)
-        self._same_sites(x_t, x_r)
+        x_t, x_r = self._same_sites(x_t, x_r)
         x_t, x_r, t, r = jnp.broadcast_arrays(x_t, x_r, t[..., None], r[..., None])
         ratio = self._ratio(t, r)
         hidden = self.masked(x_t)
@@ -168,7 +172,7 @@ class MaskedPath:
             token = jnp.floor((u - stay) / (1.0 - stay) * self.vocab_size).astype(jnp.int32)
             token = jnp.clip(token, 0, self.vocab_size - 1)
             filled = jnp.where(u < stay, self.vocab_size, token)
-        x_t = jnp.broadcast_to(x_t, shape).astype(jnp.int32)
+        x_t = jnp.broadcast_to(self._tokens(x_t), shape)
         return jnp.where(self.masked(x_t), filled, x_t)
 
     def log_normalizer(self, x_t: Array, t: Array, r: Array) -> Array:
@@ -187,7 +191,7 @@ class MaskedPath:
         Masked sites: (1 - kappa_t)/(kappa_r - kappa_t) where x_r shows v; visible sites: 1 at x_t.
         """
         t, r = self._pair(x_t, t, r)
-        self._same_sites(x_t, x_r)
+        x_t, x_r = self._same_sites(x_t, x_r)
         difference = self.kappa(r) - self.kappa(t)
         scale = jnp.where(difference > 0, (1 - self.kappa(t)) / _safe(difference), 0.0)[..., None]
         # Left at the size of x_t: wider, a loop over chunks of x_r would hold them beside each chunk.
@@ -206,7 +210,7 @@ class MaskedPath:
         batch = self.batch_shape(x_t, "x_t")
         t = checks.time(t, "t", batch)
         checks.function(log_density, "log_density")
-        sites, vocab = x_t.shape[-1], self.vocab_size
+        x_t, sites, vocab = self._tokens(x_t), x_t.shape[-1], self.vocab_size
         flat = x_t.reshape(-1, sites)
         n = flat.shape[0]
         value = jnp.arange(vocab, dtype=flat.dtype)[None, :, None, None]
@@ -223,10 +227,18 @@ class MaskedPath:
     def _pair(self, x_t: Array, t: Array, r: Array) -> tuple[Array, Array]:
         return checks.time_pair(t, r, self.batch_shape(x_t, "x_t"))
 
-    def _same_sites(self, x_t: Array, x_r: Array) -> None:
+    def _tokens(self, x: Array) -> Array:
+        return checks.tokens(x, self.vocab_size)
+
+    def _same_sites(self, x_t: Array, x_r: Array) -> tuple[Array, Array]:
+        """Both as int32."""
         self.batch_shape(x_r, "x_r")
         if x_t.shape[-1] != x_r.shape[-1]:
             raise ValueError(f"x_t has trailing size {x_t.shape[-1]}, x_r has {x_r.shape[-1]}")
+        batch, wide = x_t.shape[:-1], x_r.shape[:-1]
+        if wide[len(wide) - len(batch) :] != batch:
+            raise ValueError(f"x_r must end in the batch shape {batch} of x_t, got {wide}")
+        return self._tokens(x_t), self._tokens(x_r)
 
     def _ratio(self, t: Array, r: Array) -> Array:
         return self.kappa(t) / _safe(self.kappa(r))
@@ -235,7 +247,7 @@ class MaskedPath:
         return self.vocab_size * jnp.maximum(self.kappa(r) - self.kappa(t), 0.0) / _safe(self.kappa(r))
 
     def _one_hot(self, tokens: Array) -> Array:
-        return jax.nn.one_hot(tokens, self.vocab_size, dtype=jnp.zeros(()).dtype)
+        return jax.nn.one_hot(self._tokens(tokens), self.vocab_size, dtype=jnp.zeros(()).dtype)
 
     def _uniform_tokens(self, key: Key, shape: tuple[int, ...]) -> Array:
         bits = (self.vocab_size - 1).bit_length()
@@ -248,6 +260,10 @@ class MaskedPath:
         shifts = np.arange(per_word, dtype=np.uint32) * bits
         tokens = (words[..., None] >> shifts.reshape((1,) * words.ndim + (-1,))) & (self.vocab_size - 1)
         return tokens.reshape(*shape[:-1], -1)[..., : shape[-1]].astype(jnp.int32)
+
+
+_LARGEST_VOCABULARY = 2**31 - 3
+"""The mask, and one number above it for what is no token, are int32 too."""
 
 
 def _is_one(r: Array) -> bool:

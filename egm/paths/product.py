@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from egm import checks, collectives
+from egm import checks, collectives, random
 from egm.paths._gaussian_base import GaussianPath
 from egm.typing import Array, Key, ModelFn, Path, PyTree
 
@@ -247,7 +247,7 @@ class ProductPath:
 
     def _keys(self, key):
         checks.one_key(key)
-        return list(jax.random.split(key, len(self._leaves)))
+        return list(random.split(key, len(self._leaves)))
 
     def _names(self, name):
         paths_to = jax.tree_util.tree_flatten_with_path(self._treedef.unflatten(range(len(self._leaves))))[0]

@@ -16,6 +16,8 @@ from egm.typing import Array, Gaussian, ModelFn
 MAX_DIMENSION = 64
 """Trailing size up to which a flow's determinant is computed unless told otherwise."""
 NEWTON_STEPS = 16
+STARTS = (0.0, -0.5, 0.5, -2.0, 1.0)
+"""Where the inverse of a step from x to x + v is also looked for: at y plus these multiples of v(y)."""
 
 
 def check_path(path: Any) -> None:
@@ -29,7 +31,7 @@ def prepare(path: GaussianPath, x: Array, t: Array, r: Array, name: str) -> tupl
     batch = path.batch_shape(x, name)
     if len(batch) != 1:
         raise ValueError(f"{name} must have shape [N, D], got {jnp.shape(x)}")
-    return jnp.asarray(x), *checks.time_pair(t, r, batch)
+    return checks.wide(x), *checks.time_pair(t, r, batch)
 
 
 def prepare_pair(path: GaussianPath, x_t: Array, x_r: Array, t: Array, r: Array):
@@ -38,7 +40,7 @@ def prepare_pair(path: GaussianPath, x_t: Array, x_r: Array, t: Array, r: Array)
     path.batch_shape(x_r, "x_r")
     if jnp.shape(x_r) != x_t.shape:
         raise ValueError(f"x_r must have the shape of x_t, {x_t.shape}, got {jnp.shape(x_r)}")
-    return x_t, jnp.asarray(x_r), t, r
+    return x_t, checks.wide(x_r), t, r
 
 
 def step_size(x: Array, t: Array, r: Array) -> Array:
@@ -121,10 +123,32 @@ def jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     return y, jnp.moveaxis(columns, 0, -1)
 
 
-def log_determinant(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
-    """(fn(x) [N, D], log|det of its Jacobian| [N])."""
+def flow_step(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array, Array]:
+    """One deterministic step and its path term, also where the map is not injective.
+
+    The term is log|det of the Jacobian| as long as x is the one state that leads to fn(x). The map of a
+    step that is too large folds: it turns over (a determinant below zero) between sheets on which it does
+    not, all of whose states lead to the same place and would be counted each, so that log Z comes out too
+    high; leaving out the turned states alone is not enough. So where any row's determinant is not
+    positive, every row is inverted from what it led to. A row that does not come back is another's
+    preimage and has no weight: with the inverse as the backward kernel the weights are exact again, but
+    for what Newton's method does not find, by which log Z can only come out too low.
+
+    Returns:
+      (fn(x) [N, D], log|det| [N], NaN in refused rows, refused [N] bool).
+    """
     y, matrix = jacobian(fn, x)
-    return y, jnp.linalg.slogdet(matrix)[1]
+    sign, log_ratio = jnp.linalg.slogdet(matrix)
+    x_held, y_held = jax.lax.stop_gradient((x, y))
+
+    def check():
+        back = preimage(fn, y_held)
+        limit = math.sqrt(jnp.finfo(x.dtype).eps) * (1 + jnp.max(jnp.abs(x_held), axis=-1))
+        return ~(jnp.max(jnp.abs(back - x_held), axis=-1) <= limit) & ~jnp.isnan(log_ratio)
+
+    none = collectives.varying_like(jnp.zeros(x.shape[:1], bool), log_ratio)
+    refused = jax.lax.cond(jnp.any(sign <= 0), check, lambda: none)
+    return y, jnp.where(refused, jnp.nan, log_ratio), refused
 
 
 def invert(fn: Callable[[Array], Array], y: Array, guess: Array, num_steps: int = NEWTON_STEPS) -> Array:
@@ -138,6 +162,24 @@ def invert(fn: Callable[[Array], Array], y: Array, guess: Array, num_steps: int 
     limit = math.sqrt(jnp.finfo(y.dtype).eps) * (1 + jnp.max(jnp.abs(y), axis=-1, keepdims=True))
     found = jnp.max(jnp.abs(fn(x) - y), axis=-1, keepdims=True) <= limit
     return jnp.where(found, x, jnp.nan)
+
+
+def preimage(fn: Callable[[Array], Array], y: Array) -> Array:
+    """[N, D] one x with fn(x) = y, a function of y alone: the backward kernel of a flow; NaN if not found.
+
+    Newton's method from y - v, v = fn(y) - y, and where that does not converge from `STARTS`, the first
+    that does.
+    """
+    move = fn(y) - y
+    first = invert(fn, y, y - move)
+
+    def search(found):
+        def attempt(x, multiple):
+            return jnp.where(jnp.isnan(x), invert(fn, y, y + multiple * move), x), None
+
+        return jax.lax.scan(attempt, found, jnp.asarray(STARTS, y.dtype))[0]
+
+    return jax.lax.cond(jnp.any(jnp.isnan(first)), search, lambda x: x, first)
 
 
 def euler(path: GaussianPath, generator: ModelFn, t: Array, r: Array) -> Callable[[Array], Array]:

@@ -41,7 +41,8 @@ class DiffusionProcess:
     With a coefficient both kernels are Euler-Maruyama steps, g = g(t) and h = r - t: forward
     N(x_t + h (u + g^2 s/2)(x_t, t), g^2 h), backward N(x_r - h (u - g^2 s/2)(x_r, r), g^2 h). Where
     g(t) = 0 a step is the flow's Euler step with its determinant, computed only then (though compiled
-    for every function g); above 64 dimensions log_ratio is NaN there.
+    for every function g), and refused where it folds, as `FlowProcess` does; above 64 dimensions
+    log_ratio is NaN there.
 
     Attributes:
       path: a Gaussian path.
@@ -105,15 +106,21 @@ class DiffusionProcess:
         Returns:
           (x_r [N, D], log_ratio [N] = log backward(x_t | x_r) - log forward(x_r | x_t)).
         """
+        return self.step_with_folds(key, x_t, generator, t, r)[:2]
+
+    def step_with_folds(
+        self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array
+    ) -> tuple[Array, Array, Array]:
+        """(x_r, log_ratio, folded [N] bool): `step`, and the states that a flow's step refused."""
         x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")
         forward = self._forward(x_t, generator, t, r)
-        x_r = self._draw(random.example_keys(key, x_t.shape[0]), forward)
-        return x_r, self._ratio(x_t, x_r, forward, generator, t, r)
+        x_r = self._draw(_keys(key, x_t), forward)
+        return x_r, *self._ratio(x_t, x_r, forward, generator, t, r)
 
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, D] ~ backward(. | x_r); at g* the generator is not needed."""
         x_r, t, r = _gaussian.prepare(self.path, x_r, t, r, "x_r")
-        keys = random.example_keys(key, x_r.shape[0])
+        keys = _keys(key, x_r)
         if self.coefficient is None:
             return random.per_example(self.path.noise, keys, x_r, r, t)
         x_t = self._draw(keys, self._backward(x_r, generator, t, r))
@@ -124,14 +131,14 @@ class DiffusionProcess:
             if x_r.shape[-1] > _gaussian.MAX_DIMENSION:
                 return jnp.full_like(x_r, jnp.nan)
             fn = _gaussian.euler(self.path, generator, t, r)
-            return _gaussian.invert(fn, x_r, 2 * x_r - fn(x_r))
+            return _gaussian.preimage(fn, x_r)
 
         return self._where_still(t, inverse, x_t)
 
     def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """[N] log backward - log forward of a given pair, as in `step`."""
         x_t, x_r, t, r = _gaussian.prepare_pair(self.path, x_t, x_r, t, r)
-        return self._ratio(x_t, x_r, self._forward(x_t, generator, t, r), generator, t, r)
+        return self._ratio(x_t, x_r, self._forward(x_t, generator, t, r), generator, t, r)[0]
 
     @property
     def _may_vanish(self):
@@ -186,19 +193,31 @@ class DiffusionProcess:
         return random.per_example(one, keys, *kernel)
 
     def _ratio(self, x_t, x_r, forward, generator, t, r):
+        """(log_ratio [N], folded [N] bool)."""
+        none = jnp.zeros_like(x_t[:, 0], bool)
         if self.coefficient is None:
             backward = self.path.log_noising(x_t, t, x_r, r)
-            return backward - _gaussian.normal_log_density(self.path, x_r, *forward)
+            return backward - _gaussian.normal_log_density(self.path, x_r, *forward), none
         back = self._backward(x_r, generator, t, r)
+        noisy = self._log_density(x_t, back) - self._log_density(x_r, forward)
         if not self._may_vanish:
-            return self._log_density(x_t, back) - self._log_density(x_r, forward)
+            return noisy, none
+        still = self.diffusion_coefficient(t) == 0
 
         def flow():
             if x_t.shape[-1] > _gaussian.MAX_DIMENSION:
-                return jnp.full_like(x_t[:, 0], jnp.nan)
-            return _gaussian.log_determinant(_gaussian.euler(self.path, generator, t, r), x_t)[1]
+                return jnp.full_like(x_t[:, 0], jnp.nan), none
+            _, ratio, folded = _gaussian.flow_step(_gaussian.euler(self.path, generator, t, r), x_t)
+            return ratio, folded & still
 
-        return self._where_still(t, flow, self._log_density(x_t, back) - self._log_density(x_r, forward))
+        # One array for both, so that one condition serves: a fold is marked by +inf, which no flow gives.
+        def marked():
+            ratio, folded = flow()
+            return jnp.where(folded, jnp.inf, ratio)
+
+        ratio = self._where_still(t, marked, noisy)
+        folded = still & (ratio == jnp.inf)
+        return jnp.where(folded, jnp.nan, ratio), folded
 
     def _log_density(self, x, kernel):
         safe = jnp.where(kernel.variance == 0, 1.0, kernel.variance)
@@ -213,3 +232,7 @@ class DiffusionProcess:
 
         value = jax.lax.cond(jnp.any(still), run(flow), run(lambda: jnp.zeros_like(noisy)))
         return jnp.where(still.reshape(still.shape + (1,) * (noisy.ndim - 1)), value, noisy)
+
+
+def _keys(key: Key, x: Array) -> Array:
+    return random.derive(random.example_keys(key, x.shape[0]), "diffusion")

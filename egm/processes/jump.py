@@ -1,7 +1,8 @@
 """Continuous-time Markov chains on tokens, simulated exactly for a frozen denoiser.
 
-The generator is a denoiser, `[N, L, V] = generator(x, t)` of probabilities. The backward kernel is the
-path's own p_{t|r}, so path weights are exact for any denoiser and any number of steps.
+The generator is a denoiser, `[N, L, V] = generator(x, t)` of probabilities, normalised here in float32 or
+wider, so that what is drawn is what the path weight knows. The backward kernel is the path's own p_{t|r},
+so path weights are exact for any denoiser and any number of steps.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ class JumpProcess:
         Returns:
           (x_r [N, L], log_ratio [N] = log p_{t|r}(x_t | x_r) - log forward(x_r | x_t)).
         """
-        t, r, keys = _prepare(self.path, key, x_t, t, r, "x_t")
+        x_t, t, r, keys = _prepare(self.path, key, x_t, t, r, "x_t")
         p = denoiser_probabilities(self.path, generator, x_t, t)
         reveal = self._reveal_probability(t, r)
 
         def one(k, x, p_, reveal_):
-            k_token, k_reveal = jax.random.split(k)
-            token = jax.random.categorical(k_token, _log(p_), axis=-1).astype(x.dtype)
+            k_token, k_reveal = random.split(k)
+            token = random.categorical(k_token, p_)
             shown = jax.random.uniform(k_reveal, x.shape) < reveal_
             return jnp.where(self.path.masked(x) & shown, token, x)
 
@@ -65,12 +66,12 @@ class JumpProcess:
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, L] ~ p_{t|r}(. | x_r); the generator is not needed."""
         del generator
-        t, r, keys = _prepare(self.path, key, x_r, t, r, "x_r")
+        x_r, t, r, keys = _prepare(self.path, key, x_r, t, r, "x_r")
         return random.per_example(self.path.noise, keys, x_r, r, t)
 
     def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """[N] log backward - log forward of a given pair, as in `step`."""
-        t, r = _check_pair(self.path, x_t, x_r, t, r)
+        x_t, x_r, t, r = _check_pair(self.path, x_t, x_r, t, r)
         return self._ratio(x_t, x_r, denoiser_probabilities(self.path, generator, x_t, t), t, r)
 
     def _reveal_probability(self, t: Array, r: Array) -> Array:
@@ -78,13 +79,23 @@ class JumpProcess:
         return (self.path.kappa(r) - self.path.kappa(t)) / jnp.where(hidden > 0, hidden, 1.0)
 
     def _ratio(self, x_t: Array, x_r: Array, p: Array, t: Array, r: Array) -> Array:
-        reveal = self._reveal_probability(t, r)[:, None]
         was_masked, still_masked = self.path.masked(x_t), self.path.masked(x_r)
         chosen = _pick(p, jnp.where(still_masked, 0, x_r))
-        stays = jnp.log1p(-jnp.where(reveal < 1, reveal, 0.0))
-        stays = jnp.where(reveal < 1, stays, -jnp.inf)
-        forward = jnp.where(was_masked, jnp.where(still_masked, stays, _log(reveal * chosen)), 0.0)
-        return self.path.log_noising(x_t, t, x_r, r) - jnp.sum(forward, axis=-1)
+        tokens = jnp.sum(jnp.where(was_masked & ~still_masked, _log(chosen), 0.0), axis=-1)
+        # What the schedule adds is alike at all sites of a kind: few roundings where they are counted.
+        before, after = self.path.kappa(t), self.path.kappa(r)
+        hidden = _log1m(before)
+        kinds = (
+            (was_masked & ~still_masked, hidden - _log(after)),
+            (was_masked & still_masked, hidden - _log1m(after)),
+            (~was_masked, _log(before) - _log(after)),
+        )
+        total = -tokens
+        for sites, each in kinds:
+            count = jnp.sum(sites, axis=-1)
+            total = total + jnp.where(count > 0, count * each, 0.0)
+        legal = jnp.all(was_masked | (x_t == x_r), axis=-1)
+        return jnp.where(legal, total, -jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,31 +116,39 @@ class AnyOrderProcess:
         _check_path(self.path)
 
     def times(self, num_steps: int) -> Array:
-        """[num_steps + 1] times; `num_steps` must be the number of sites L for a whole trajectory."""
+        """[num_steps + 1] times; a whole trajectory needs at least as many steps as there are sites."""
         return self.path.times(num_steps)
+
+    def check_steps(self, num_steps: int, event_shape: tuple[int, ...]) -> None:
+        """Raises ValueError where there are fewer steps than sites: masks would be left at the end."""
+        if num_steps < event_shape[-1]:
+            raise ValueError(
+                f"num_steps must be at least the {event_shape[-1]} sites, as any-order unmasking reveals one "
+                f"a step, got {num_steps} (to go on from states that show some, give times that start later)"
+            )
 
     def step(self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array) -> tuple[Array, Array]:
         """Reveal one uniformly chosen masked site; args and result as for `JumpProcess.step`.
 
         A state without masks stays as it is, with log_ratio 0.
         """
-        t, r, keys = _prepare(self.path, key, x_t, t, r, "x_t")
+        x_t, t, r, keys = _prepare(self.path, key, x_t, t, r, "x_t")
         hidden = self.path.masked(x_t)
         k_site, k_token = random.split(keys)
-        site = random.per_example(_choose, k_site, hidden)
-        log_p = _log(self._at_sites(generator, x_t, t, site))
-        token = random.per_example(jax.random.categorical, k_token, log_p).astype(x_t.dtype)
+        site = random.per_example(random.categorical, k_site, hidden)
+        p = self._at_sites(generator, x_t, t, site)
+        token = random.per_example(random.categorical, k_token, p)
         done = ~jnp.any(hidden, axis=-1)
         here = (jnp.arange(x_t.shape[-1])[None] == site[:, None]) & ~done[:, None]
         x_r = jnp.where(here, token[:, None], x_t)
-        return x_r, jnp.where(done, 0.0, -_pick(log_p, token))
+        return x_r, jnp.where(done, 0.0, -_log(_pick(p, token)))
 
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, L]: hide one uniformly chosen visible site; the generator is not needed."""
         del generator
-        t, r, keys = _prepare(self.path, key, x_r, t, r, "x_r")
+        x_r, t, r, keys = _prepare(self.path, key, x_r, t, r, "x_r")
         visible = ~self.path.masked(x_r)
-        site = random.per_example(_choose, keys, visible)
+        site = random.per_example(random.categorical, keys, visible)
         here = (jnp.arange(x_r.shape[-1])[None] == site[:, None]) & visible
         return jnp.where(here, self.path.mask_token, x_r)
 
@@ -138,7 +157,7 @@ class AnyOrderProcess:
 
         0 where x_t = x_r (a state without masks stays), -inf where no other step joins them.
         """
-        t, r = _check_pair(self.path, x_t, x_r, t, r)
+        x_t, x_r, t, r = _check_pair(self.path, x_t, x_r, t, r)
         changed = x_t != x_r
         count = jnp.sum(changed, axis=-1)
         site = jnp.argmax(changed, axis=-1)
@@ -151,15 +170,22 @@ class AnyOrderProcess:
     def _at_sites(self, generator: ModelFn, x: Array, t: Array, site: Array) -> Array:
         if hasattr(generator, "at_sites"):
             p = generator.at_sites(x, t, site)
-            return checks.model_output(p, "generator", (x.shape[0], self.path.vocab_size))
+            return _normalised(checks.model_output(p, "generator", (x.shape[0], self.path.vocab_size)))
         p = denoiser_probabilities(self.path, generator, x, t)
         return jnp.take_along_axis(p, site[:, None, None], axis=1)[:, 0]
 
 
 def denoiser_probabilities(path: MaskedPath, generator: ModelFn, x: Array, t: Array) -> Array:
-    """`generator(x, t)`, checked to be [N, L, V]."""
+    """`generator(x, t)`, checked to be [N, L, V], with sum 1 over V (zeros where no entry is positive)."""
     out = checks.function(generator, "generator")(x, t)
-    return checks.model_output(out, "generator", (*x.shape, path.vocab_size))
+    return _normalised(checks.model_output(out, "generator", (*x.shape, path.vocab_size)))
+
+
+def _normalised(p: Array) -> Array:
+    # Probabilities rounded to bfloat16 miss a sum of 1 by up to several percent.
+    p = jnp.where(p > 0, p, 0.0)
+    total = jnp.sum(p, axis=-1, keepdims=True)
+    return p / jnp.where(total > 0, total, 1.0)
 
 
 def _check_path(path: MaskedPath) -> None:
@@ -167,32 +193,33 @@ def _check_path(path: MaskedPath) -> None:
         raise TypeError(f"path must be a MaskedPath, got {path!r:.80}")
 
 
-def _check_pair(path: MaskedPath, x_t: Array, x_r: Array, t: Array, r: Array) -> tuple[Array, Array]:
-    """(t [N], r [N]), checked with the states."""
+def _check_pair(path: MaskedPath, x_t: Array, x_r: Array, t: Array, r: Array) -> tuple[Array, ...]:
+    """(x_t, x_r, both int32, t [N], r [N]), checked."""
     batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
         raise ValueError(f"x_t must have shape [N, L], got {x_t.shape}")
     path.batch_shape(x_r, "x_r")
     if x_r.shape != x_t.shape:
         raise ValueError(f"x_r must have the shape of x_t, {x_t.shape}, got {x_r.shape}")
-    return checks.time_pair(t, r, batch)
+    tokens = (checks.tokens(x, path.vocab_size) for x in (x_t, x_r))
+    return *tokens, *checks.time_pair(t, r, batch)
 
 
-def _prepare(
-    path: MaskedPath, key: Key, x: Array, t: Array, r: Array, name: str
-) -> tuple[Array, Array, Array]:
+def _prepare(path: MaskedPath, key: Key, x: Array, t: Array, r: Array, name: str) -> tuple[Array, ...]:
+    """(x int32, t [N], r [N], keys [N]), checked."""
     batch = path.batch_shape(x, name)
     if len(batch) != 1:
         raise ValueError(f"{name} must have shape [N, L], got {x.shape}")
-    return *checks.time_pair(t, r, batch), random.example_keys(key, batch[0])
-
-
-def _choose(key: Key, allowed: Array) -> Array:
-    return jax.random.categorical(key, jnp.where(allowed, 0.0, -jnp.inf))
+    keys = random.derive(random.example_keys(key, batch[0]), "jump")
+    return checks.tokens(x, path.vocab_size), *checks.time_pair(t, r, batch), keys
 
 
 def _pick(values: Array, index: Array) -> Array:
     return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
+
+
+def _log1m(p: Array) -> Array:
+    return jnp.where(p < 1, jnp.log1p(-jnp.where(p < 1, p, 0.0)), -jnp.inf)
 
 
 def _log(p: Array) -> Array:

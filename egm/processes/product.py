@@ -84,15 +84,32 @@ class ProductProcess:
         Raises:
           ValueError: the state or what the generator returns has another structure or shape.
         """
+        return self.step_with_folds(key, x_t, generator, t, r)[:2]
+
+    def step_with_folds(
+        self, key: Key, x_t: PyTree, generator: ModelFn, t: Array, r: Array
+    ) -> tuple[PyTree, Array, Array]:
+        """(x_r, log_ratio, folded [N] int32): `step`, and how many parts refused to move a state."""
         t, r, size = self._times(x_t, t, r, "x_t")
         checks.function(generator, "generator")
         keys = random.split(random.example_keys(key, size), len(self._leaves))
-        state, total = self._parts(x_t, "x_t"), 0.0
+        state, total, folded = self._parts(x_t, "x_t"), 0.0, jnp.zeros(size, jnp.int32)
         for i in self._order:
             seen = self._seen_by(i, state, generator, r)
-            state[i], term = self._leaves[i].step(keys[i], state[i], seen, self._start(i, t), r)
+            process, start = self._leaves[i], self._start(i, t)
+            if hasattr(process, "step_with_folds"):
+                state[i], term, here = process.step_with_folds(keys[i], state[i], seen, start, r)
+                folded = folded + here
+            else:
+                state[i], term = process.step(keys[i], state[i], seen, start, r)
             total = total + term
-        return self._treedef.unflatten(state), total
+        return self._treedef.unflatten(state), total, folded
+
+    def check_steps(self, num_steps: int, event_shape: PyTree) -> None:
+        """Raises ValueError where a part cannot finish in so many steps."""
+        for process, shape in zip(self._leaves, self._parts(event_shape, "event_shape"), strict=True):
+            if hasattr(process, "check_steps"):
+                process.check_steps(num_steps, shape)
 
     def reverse_step(self, key: Key, x_r: PyTree, generator: ModelFn, t: Array, r: Array) -> PyTree:
         """x_t ~ backward(. | x_r), the parts in reverse order."""

@@ -87,6 +87,12 @@ class SuperpositionProcess:
         """One step forward; args and result as for `DiffusionProcess.step`."""
         return self._diffusion.step(key, x_t, generator, t, r)
 
+    def step_with_folds(
+        self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array
+    ) -> tuple[Array, Array, Array]:
+        """(x_r, log_ratio, folded [N] bool), as for `DiffusionProcess.step_with_folds`."""
+        return self._diffusion.step_with_folds(key, x_t, generator, t, r)
+
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, D] ~ backward(. | x_r)."""
         return self._diffusion.reverse_step(key, x_r, generator, t, r)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +15,35 @@ from egm.typing import Array
 
 Numbers = float | tuple[float, ...]
 """One number, or a tuple of D of them, one an element of the flattened event."""
+
+
+class Picklable:
+    """A mixin of Flax modules whose fields hold functions of jax, which pickle cannot take as they are.
+
+    `jax.nn.silu` is wrapped by `jax.jit`, and pickle would look for what is inside: it goes as a name.
+    """
+
+    def __reduce__(self):
+        fields = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "parent"}
+        return _rebuilt, (type(self), {name: _as_name(value) for name, value in fields.items()})
+
+
+class _Name(tuple):
+    """(module, name) of a function."""
+
+
+def _as_name(value):
+    name = getattr(value, "__name__", None)
+    if isinstance(name, str):
+        for module in (jax.nn, jnp):
+            if getattr(module, name, None) is value:
+                return _Name((module.__name__, name))
+    return value
+
+
+def _rebuilt(kind, fields):
+    found = lambda v: getattr(importlib.import_module(v[0]), v[1]) if isinstance(v, _Name) else v
+    return kind(**{name: found(value) for name, value in fields.items()})
 
 
 def flattened(x: Any, center: Numbers, scale: Numbers) -> tuple[Array, Array]:
@@ -44,6 +75,8 @@ def _numbers(values, name, size, dtype, positive=False):
             f"{name} must be a number or a tuple of {size}, one an element of the event, "
             f"got shape {np.shape(values)}"
         )
+    if np.iterable(values) and not hasattr(values, "__len__"):
+        raise TypeError(f"{name} must be a number or a tuple of {size}, got a {type(values).__name__}")
     check = checks.positive_float if positive else checks.finite_float
     many = values if np.ndim(values) else (values,)
     return jnp.asarray([[check(value, name) for value in many]], dtype)

@@ -7,6 +7,7 @@ the gradient of its square in the parameters (128 images of 8x8, 88,000 paramete
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -14,10 +15,10 @@ import jax.numpy as jnp
 
 from egm import checks
 from egm.typing import Array
-from energymatch.networks._fields import Numbers, flattened, wall
+from energymatch.networks._fields import Numbers, Picklable, flattened, wall
 
 
-class ConvPotential(nn.Module):
+class ConvPotential(Picklable, nn.Module):
     """V [B] of images x [B, H, W, C]: stages that halve the image, then a dense layer on all of it.
 
     A stage is a 2x2 convolution with stride 2 and `depth` residual 3x3 convolutions, padded by zeros; the
@@ -72,7 +73,7 @@ class ConvPotential(nn.Module):
             hidden = nn.Dense(channels)(patches(hidden))
             for _ in range(self.depth):
                 hidden = hidden + nn.Dense(channels)(windows(self.activation(hidden)))
-        hidden = self.activation(hidden).reshape(shape[0], -1)
+        hidden = self.activation(hidden).reshape(shape[0], math.prod(hidden.shape[1:]))
         hidden = self.activation(nn.Dense(self.head_width)(hidden))
         out = self.output_scale * nn.Dense(1)(hidden)[:, 0]
         return out + wall(offset, self.confinement_radius, self.confinement_strength)

@@ -1,6 +1,7 @@
 """The MLP potential: a plain network on the flattened event, with an optional confining wall.
 
-`MLPPotential(width=256, depth=4)` on [B, 2] is the published 2-256-256-256-256-1 network.
+`MLPPotential(width=256, depth=4, first_activation=flax.linen.relu)` on [B, 2] is the published network
+2-256-256-256-256-1, but for its first weights, which are Flax's.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ import jax
 
 from egm import checks
 from egm.typing import Array
-from energymatch.networks._fields import Numbers, flattened, wall
+from energymatch.networks._fields import Numbers, Picklable, flattened, wall
 
 
-class MLPPotential(nn.Module):
+class MLPPotential(Picklable, nn.Module):
     """V [B] of x [B, *event], D numbers an event: `depth` dense layers with activations, then one output.
 
     Training takes the gradient of a gradient: the activation must have a second derivative, as SiLU has
@@ -26,6 +27,8 @@ class MLPPotential(nn.Module):
       width: of every hidden layer.
       depth: number of hidden layers.
       activation: applied after each of them, a smooth function.
+      first_activation: after the first of them in its place; None for the same. It may have a kink, as the
+        published ReLU has, where smooth layers follow.
       features: of the standardised [B, D], `features(z) -> [B, F]`, seen by the first layer in its place;
         None for the standardised event itself. Their growth bounds that of V.
       center: a number or a tuple of D, subtracted from the event.
@@ -44,6 +47,7 @@ class MLPPotential(nn.Module):
     width: int = 128
     depth: int = 3
     activation: Callable[[Array], Array] = nn.silu
+    first_activation: Callable[[Array], Array] | None = None
     features: Callable[[Array], Array] | None = None
     center: Numbers = 0.0
     scale: Numbers = 1.0
@@ -56,12 +60,14 @@ class MLPPotential(nn.Module):
         checks.positive_int(self.width, "width")
         checks.positive_int(self.depth, "depth")
         checks.function(self.activation, "activation")
+        first = self.activation if self.first_activation is None else self.first_activation
+        checks.function(first, "first_activation")
         checks.positive_float(self.output_scale, "output_scale")
         offset, hidden = flattened(x, self.center, self.scale)
         if self.features is not None:
             hidden = _featured(self.features, hidden)
-        for _ in range(self.depth):
-            hidden = self.activation(nn.Dense(self.width)(hidden))
+        for i in range(self.depth):
+            hidden = (self.activation if i else first)(nn.Dense(self.width)(hidden))
         out = self.output_scale * nn.Dense(1)(hidden)[:, 0]
         return out + wall(offset, self.confinement_radius, self.confinement_strength)
 
