@@ -20,7 +20,8 @@ import optax
 from absl import app, flags
 from scipy.optimize import linear_sum_assignment
 
-from energymatch import costs, couplings
+from energymatch import couplings
+from energymatch.couplings import costs
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("batch_sizes", ["128", "256", "512"], "Batch sizes.")

@@ -14,7 +14,18 @@ from absl import flags
 from jax.sharding import PartitionSpec as P
 
 import egm
-from egm import algorithms, bootstrap, heads, iteration, networks, paths, processes, random, training
+from egm import (
+    algorithms,
+    annealing,
+    bootstrap,
+    heads,
+    iteration,
+    networks,
+    paths,
+    processes,
+    random,
+)
+from egm.devices import DATA, SPLIT, data_mesh, jit_step, put, shard_map_step
 from egm.energies import Ising
 from energymatch import losses, matching
 from energymatch.networks import MLPPotential
@@ -106,17 +117,17 @@ def run_training(case):
     if case.get("address"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(case["address"], case["processes"], case["index"])
-    mesh, size, out = training.data_mesh(jax.devices()[: case["devices"]]), case["size"], []
+    mesh, size, out = data_mesh(jax.devices()[: case["devices"]]), case["size"], []
     for problem in (ising, moons):
         sharded = FLAGS.way == "shard_map"
-        wrap = training.shard_map_step if sharded else training.jit_step
+        wrap = shard_map_step if sharded else jit_step
         plain_state, spec, step, batch = problem(size, None)
         arguments = () if batch is None else (batch,)
         flops = matmul_flops(jax.make_jaxpr(step)(jax.random.key(0), plain_state, *arguments).jaxpr)
-        state, _, step, _ = problem(size, training.DATA) if sharded else (plain_state, spec, step, batch)
-        state = training.put(state, mesh, spec)
-        rest = () if batch is None else (training.put(batch, mesh, training.SPLIT),)
-        key = training.put(jax.random.key(1), mesh)
+        state, _, step, _ = problem(size, DATA) if sharded else (plain_state, spec, step, batch)
+        state = put(state, mesh, spec)
+        rest = () if batch is None else (put(batch, mesh, SPLIT),)
+        key = put(jax.random.key(1), mesh)
         holder, start = [state], time.perf_counter()
         program = wrap(step, mesh, state=spec).lower(key, state, *rest).compile()
         compile_s = time.perf_counter() - start
@@ -178,7 +189,7 @@ def run_sites(case):
         return egm.simulate(key, process, algorithm.generator(params, energy), x_0, process.times(side**2))
 
     def gradient(params, key):
-        tempered = algorithms.Tempered(energy, jnp.ones(()))
+        tempered = annealing.AnnealedEnergy(energy, jnp.ones(()))
         loss = lambda p: algorithm.loss(random.example_keys(key, 16), p, p, x_1, t, tempered)[0]
         return jax.grad(lambda p: jnp.mean(loss(p)))(params)
 

@@ -1,5 +1,25 @@
 """egm: learn a sampler from an energy by Energy-based Generator Matching (arXiv 2505.19646).
 
+One estimate is under everything: with proposals x_r ~ q_{r|t}(. | x_t) and weights w ~ exp phi_r(x_r),
+F_t(x) ~ sum_k w_k F_{t|r}^{x_r^k}(x) and phi_t = log Z_{r|t} + log E_q exp phi_r (`estimate`).
+
+    path, energy = egm.paths.MaskedPath(2), egm.energies.Ising(3, 0.4)
+    x_t = path.sample(key, energy.sample(key, 16), 0.3)
+    phi_1 = egm.bootstrap.terminal(energy)
+    estimate = egm.estimate(key, path, phi_1, x_t, 0.3, 1.0, num_samples=1000)
+    estimate.generator, estimate.log_marginal, estimate.ess
+
+Where to start: `iteration.make_iteration` trains a sampler from an energy; README has it for tokens, for
+R^d and for mixed states.
+
+    the paper's parts   paths, processes, heads, bootstrap, losses, divergences, importance
+    algorithms          weighted, naive, bootstrapped, local; annealing of the energy
+    the outer loop      iteration, buffer, training, devices (many of them), checkpoint (and a loop)
+    targets             energies; scales finds a target's lengths from its energy alone
+    a trained sampler   simulate, path_log_weights, metrics, evidence (has it lost modes?)
+    networks            Flax modules; closed_forms to add them to
+    your own parts      typing has the Protocols; smoothness tells whether grad E may be used
+
 `egm.networks` (Flax) and `egm.checkpoint` (orbax) are imported when they are first used.
 """
 
@@ -64,7 +84,16 @@ __all__ = [
     "training",
 ]
 
-_ON_FIRST_USE = ("checkpoint", "checks", "configuration", "estimators", "networks", "typing")
+_ON_FIRST_USE = (
+    "checkpoint",
+    "checks",
+    "closed_forms",
+    "devices",
+    "estimators",
+    "networks",
+    "target",
+    "typing",
+)
 
 
 def __getattr__(name: str):

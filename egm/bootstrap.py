@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from egm import checks, collectives, importance, random
 from egm.paths import MaskedPath, ProductPath
-from egm.paths._gaussian_base import GaussianPath
+from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Energy, Key, ModelFn, Path, State
 
 

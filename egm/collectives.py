@@ -1,7 +1,7 @@
 """Collectives that do nothing without an axis name, so that one function serves one device and many.
 
 With an axis name the caller maps the devices himself (`jax.pmap`, `jax.shard_map`). Without one the same
-functions say how arrays lie on a context mesh (`jax.set_mesh`, or what `egm.training.jit_step` sets)
+functions say how arrays lie on a context mesh (`jax.set_mesh`, or what `egm.devices.jit_step` sets)
 with an axis DATA, and the compiler splits the work; without a mesh they do nothing at all.
 """
 

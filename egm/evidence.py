@@ -30,12 +30,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, collectives, importance, metrics
+from egm import checks, collectives, importance, metrics, random
 from egm.paths import MaskedPath, ProductPath
 from egm.simulate import path_log_weights, simulate_reverse
 from egm.typing import Array, Energy, Key, ModelFn, Path, Process, State, Trajectory
 
-_NUM_WIDTHS = 4
+_NUM_WIDTHS = 3
 _NUM_LAST = 2  # levels at b = 1 after the full energy is reached
 
 
@@ -58,7 +58,7 @@ class Evidence(NamedTuple):
       ess: of the sampler's weights, a fraction.
       num_missed: reference states where the sampler has no mass.
       num_reference: valid reference states.
-      num_nonfinite: reference states whose log-weight is NaN, which count for nothing.
+      num_nonfinite: reference states whose log-weight is NaN or -inf, which count for nothing.
     """
 
     lower: Array
@@ -76,16 +76,16 @@ class Evidence(NamedTuple):
 
 
 class Chains(NamedTuple):
-    """States of G independent populations of C tempered chains each.
+    """States of W x G independent populations of C tempered chains each, W widths of their starts.
 
     Attributes:
-      x: states [G * C, *event], each population's in turn; each population's are equally weighted.
-      log_z: [G] each population's estimate of log Z; the estimates of Z are unbiased but for the
-        adaptation of the levels, so that a state of population g stands for exp(log_z[g]) / C.
-      acceptance: [G] mean acceptance probability of the moves.
-      num_levels: [G] int32 levels of temperature.
-      reached: [G] bool, whether the full energy was reached.
-      num_nonfinite: [G] int32 final states of no finite energy.
+      x: states [W * G * C, *event], each population's in turn; each population's are equally weighted.
+      log_z: [W, G] each population's estimate of log Z; the estimates of Z are unbiased but for the
+        adaptation of the levels, so that a state of a population stands for its Z / C.
+      acceptance: [W, G] mean acceptance probability of the moves.
+      num_levels: [W, G] int32 levels of temperature.
+      reached: [W, G] bool, whether the full energy was reached; else log_z is -inf.
+      num_nonfinite: [W, G] int32 final states of no finite energy.
     """
 
     x: State
@@ -113,10 +113,12 @@ def two_sided(
       log_weights: [N] from `egm.path_log_weights` of simulated trajectories, at the full energy.
       reverse_log_weights: [M] path log-weights of `egm.simulate_reverse` from reference states: exact
         samples, data, or `Chains.x`.
-      reference_log_z: `Chains.log_z` [G], where the states are those of G populations in turn, which
-        need not be distributed as the target; None where they are independent draws from it.
+      reference_log_z: `Chains.log_z` [W, G], where the states are those of W x G populations in turn,
+        which need not be distributed as the target; None where they are independent draws from it. The
+        widest starts find what narrow ones cannot, and fail where narrow ones do not: of the W rows the
+        one that misses most counts.
       tolerance: missing mass that still counts as converged.
-      axis_name: mapped axis over which samples, states and populations are split as well.
+      axis_name: mapped axis over which samples, states and populations (their G) are split as well.
 
     Returns:
       Evidence.
@@ -135,7 +137,8 @@ def two_sided(
     visited = jnp.where(log_weights <= limit, log_weights, -jnp.inf)
     log_seen = importance.log_mean_exp(visited, 0, axis_name)
 
-    valid = ~jnp.isnan(reverse)
+    # Where E is infinite there is no state of the target, and none is missed.
+    valid = ~jnp.isnan(reverse) & (reverse > -jnp.inf)
     missed = valid & (reverse > limit)
     if reference_log_z is None:
         count = jnp.maximum(total(jnp.sum(valid)), 1)
@@ -147,10 +150,12 @@ def two_sided(
         lost_error = spread / jnp.where(rest > 0, rest**2, 1.0)
         log_unit = log_seen
     else:
-        log_z = checks.vector(reference_log_z, "reference_log_z")
-        if reverse.shape[0] % log_z.shape[0]:
+        log_z = checks.float_array(reference_log_z, "reference_log_z")
+        if log_z.ndim != 2 or log_z.size == 0:
+            raise ValueError(f"reference_log_z must have shape [W, G], got {log_z.shape}")
+        if reverse.shape[0] % log_z.size:
             raise ValueError(
-                f"reverse_log_weights must hold as many states for each of the {log_z.shape[0]} "
+                f"reverse_log_weights must hold as many states for each of the {log_z.size} "
                 f"populations of reference_log_z, got {reverse.shape[0]}"
             )
         log_lost, lost_error, log_unit = _lost_by_populations(missed, valid, log_z, log_seen, axis_name)
@@ -268,7 +273,7 @@ def check(
       Evidence; `message` puts it into words.
     """
     checks.instance(trajectory, Trajectory, "trajectory")
-    k_chains, k_back = jax.random.split(checks.one_key(key))
+    k_chains, k_back = random.split(checks.one_key(key))
     event_shape = jax.tree.map(lambda a: tuple(a.shape[1:]), trajectory.x_1)
     found = tempered_chains(k_chains, energy, process.path, event_shape, start, **chains)
     log_prior = process.path.prior_log_density(trajectory.x_0, moments)
@@ -293,7 +298,7 @@ def tempered_chains(
     start: Any = None,
     *,
     widen: float = 10.0,
-    num_groups: int = 8,
+    num_groups: int = 4,
     num_chains: int = 512,
     num_moves: int = 10,
     max_levels: int = 300,
@@ -302,12 +307,12 @@ def tempered_chains(
 ) -> Chains:
     """Populations of chains from widely spread starts to the target, by a sequential Monte Carlo sampler.
 
-    Every population starts from p_0, a mixture of isotropic normal distributions of widths from that of
+    Every population starts from p_0, an isotropic normal distribution of one of three widths from that of
     `start` to `widen` times it (tokens: uniform), and moves along p_0^(1 - b) exp(-b E), b from 0 to 1 in
     levels of which each keeps an ESS of `ess_target`. A level is resampling and `num_moves` rounds of
     Metropolis-adjusted moves: Langevin at a random step size (a random walk without `gradient`),
     differences of other chains, and for tokens L proposals of one site. Populations are independent of
-    each other and of the sampler, and use nothing that it has learned.
+    each other and of the sampler, and use nothing that it has learned. Tokens alone have one width.
 
     Args:
       key: a typed key.
@@ -316,8 +321,8 @@ def tempered_chains(
       event_shape: as for `make_iteration`.
       start: moments in the path's form (`egm.typing.Moments`; None for tokens), about where the target
         is and how wide, such as `Moments(scales.center, extent^2)`. None: the path's own prior.
-      widen: the widest part of p_0 over the widest coordinate of `start`.
-      num_groups: G.
+      widen: the widest p_0 over the widest coordinate of `start`.
+      num_groups: G, populations of each width.
       num_chains: C, chains of a population, an even number.
       num_moves: rounds of moves a level, and of two more at the end.
       max_levels: levels at most.
@@ -347,12 +352,17 @@ def tempered_chains(
         raise ValueError(f"num_chains must be even, got {num_chains}")
     ess_target = checks.below_one(ess_target, "ess_target")
     checks.flag(gradient, "gradient")
-    parts = _parts(path, event_shape, start, widen)
+    parts = _parts(path, event_shape, start)
     flat = _Flat(parts, jax.tree.structure(event_shape, is_leaf=_is_shape), energy)
     run = functools.partial(_population, flat, num_chains, num_moves, max_levels, ess_target, gradient)
-    found = jax.vmap(run)(jax.random.split(key, num_groups))
+    widths = np.ones(1) if all(p.is_tokens for p in parts) else widen ** np.linspace(0, 1, _NUM_WIDTHS)
+    num = len(widths) * num_groups
+    found = jax.vmap(run)(
+        jnp.asarray(np.repeat(widths, num_groups), float),
+        jax.random.split(random.derive(key, "populations"), num),
+    )
     x = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), flat.unflatten(found[0]))
-    return Chains(x, *found[1:])
+    return Chains(x, *(a.reshape(len(widths), num_groups) for a in found[1:]))
 
 
 # The sequential Monte Carlo sampler.
@@ -364,7 +374,7 @@ class _Part(NamedTuple):
     path: Any
     shape: tuple[int, ...]
     mean: Any
-    variances: Any
+    variance: Any
 
     @property
     def is_tokens(self) -> bool:
@@ -373,21 +383,19 @@ class _Part(NamedTuple):
     def draw(self, key, num):
         if self.is_tokens:
             return jax.random.randint(key, (num, *self.shape), 0, self.path.vocab_size, jnp.int32)
-        # As many chains of every width: strata of the mixture.
-        width = jnp.sqrt(self.variances)[jnp.arange(num) % _NUM_WIDTHS][:, None]
         noise = self.path.standard_normal(key, (num, *self.shape))
-        return self.path.project(self.mean)[None] + width * noise
+        return self.path.project(self.mean)[None] + jnp.sqrt(self.variance) * noise
 
     def energy(self, x):
         """[C] -log p_0, normalised."""
         if self.is_tokens:
             sites = math.prod(self.shape)
             return jnp.full(x.shape[0], sites * math.log(self.path.vocab_size))
-        x = jnp.broadcast_to(x[None], (_NUM_WIDTHS, *x.shape))
         mean = jnp.broadcast_to(self.path.project(self.mean), x.shape)
-        variance = jnp.broadcast_to(self.variances[:, None], x.shape[:2])
-        each = self.path.normal_log_density(x, mean, variance)
-        return math.log(_NUM_WIDTHS) - jax.nn.logsumexp(each, axis=0)
+        return -self.path.normal_log_density(x, mean, jnp.broadcast_to(self.variance, x.shape[:1]))
+
+    def widened(self, width):
+        return self if self.is_tokens else self._replace(variance=width**2 * self.variance)
 
 
 class _Flat(NamedTuple):
@@ -400,6 +408,9 @@ class _Flat(NamedTuple):
     def unflatten(self, leaves):
         return jax.tree.unflatten(self.treedef, leaves)
 
+    def widened(self, width):
+        return self._replace(parts=tuple(part.widened(width) for part in self.parts))
+
     def energy(self, leaves):
         """[C] E, +inf where it is no number or -inf."""
         e = self.function(self.unflatten(leaves))
@@ -410,8 +421,9 @@ class _Flat(NamedTuple):
         return sum(part.energy(x) for part, x in zip(self.parts, leaves, strict=True))
 
 
-def _population(flat, num_chains, num_moves, max_levels, ess_target, gradient, key):
+def _population(flat, num_chains, num_moves, max_levels, ess_target, gradient, width, key):
     """(leaves [C, ...], log Z, acceptance, number of levels, whether b = 1, non-finite states)."""
+    flat = flat.widened(width)
     k_start, k_run = jax.random.split(key)
     keys = jax.random.split(k_start, len(flat.parts))
     leaves = [part.draw(k, num_chains) for part, k in zip(flat.parts, keys, strict=True)]
@@ -436,7 +448,7 @@ def _population(flat, num_chains, num_moves, max_levels, ess_target, gradient, k
     zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
     carry = (leaves, flat.energy(leaves), zero, zero, zero, none, none)
     leaves, e, beta, log_z, accepted, levels, _ = jax.lax.while_loop(unfinished, level, carry)
-    reached = beta >= 1
+    reached = (beta >= 1) & (log_z > -jnp.inf)
     log_z = jnp.where(reached, log_z, -jnp.inf)
     return leaves, log_z, accepted / levels, levels, reached, jnp.sum(~jnp.isfinite(e))
 
@@ -512,7 +524,7 @@ def _moves(flat, gradient, key, leaves, e, beta, rounds):
         """A step of random size over four decades: some size suits every level and every mode."""
         part, x = flat.parts[i], leaves[i]
         k_size, k_noise, k_accept = jax.random.split(key, 3)
-        size = jnp.sqrt(part.variances[-1]) * 10 ** (-4 * jax.random.uniform(k_size, (x.shape[0], 1)))
+        size = jnp.sqrt(part.variance) * 10 ** (-4 * jax.random.uniform(k_size, (x.shape[0], 1)))
         dimension = part.path.dimension(x.shape[-1])
 
         def drift(x):
@@ -544,7 +556,7 @@ def _moves(flat, gradient, key, leaves, e, beta, rounds):
             mine, mine_e = [a[own] for a in leaves], e[own]
             others = leaves[i][half:] if number == 0 else leaves[i][:half]
             first = jax.random.randint(k_pair, (half,), 0, half)
-            second = (first + jax.random.randint(jax.random.fold_in(k_pair, 1), (half,), 1, half)) % half
+            second = (first + jax.random.randint(random.derive(k_pair, "second"), (half,), 1, half)) % half
             u = jax.random.uniform(k_length, (2, half, 1))
             dimension = flat.parts[i].path.dimension(others.shape[-1])
             length = 2.38 / math.sqrt(2 * dimension) * 10 ** (0.5 * u[1] - 0.4)
@@ -575,40 +587,41 @@ def _moves(flat, gradient, key, leaves, e, beta, rounds):
 def _lost_by_populations(missed, valid, log_z, log_seen, axis_name):
     """(log of the missed part of Z, its standard error in units of exp(log unit), log unit).
 
-    Its absolute size by the populations' own Z, or its size beside the part that the sampler visits,
-    whichever is more: populations that mix badly must not make a loss look small.
+    By each row of populations; the row that misses most counts. A row's is the absolute size by its own
+    Z, or its size beside the part that the sampler visits, whichever is more: populations that mix badly
+    must not make a loss look small.
     """
     total = functools.partial(collectives.psum, axis_name=axis_name)
-    groups = log_z.shape[0]
+    rows, groups = log_z.shape
     number = groups * collectives.axis_size(axis_name)
-    missed, valid = (a.reshape(groups, -1) for a in (missed, valid))
-    share = jnp.sum(missed, axis=1) / jnp.maximum(jnp.sum(valid, axis=1), 1)
+    missed, valid = (a.reshape(rows, groups, -1) for a in (missed, valid))
+    share = jnp.sum(missed, axis=2) / jnp.maximum(jnp.sum(valid, axis=2), 1)
     unit = collectives.pmax(jnp.max(log_z), axis_name)
     unit = jnp.where(jnp.isfinite(unit), unit, 0.0)
-    z = jnp.exp(log_z - unit)
-    z = jnp.where(jnp.isfinite(z), z, 0.0)
+    z = jnp.where(jnp.isfinite(log_z), jnp.exp(log_z - unit), 0.0)
     lost = z * share
-    mean = total(jnp.sum(lost)) / number
-    # Few, skew numbers: one error more where one population has nearly all of it.
-    relative = metrics.log_mean_error(jnp.log(lost), axis_name)
-    error = jnp.where(mean > 0, mean * relative, 0.0)
-    rest = total(jnp.sum(z - lost)) / number
-    log_lost = unit + jnp.log(mean)
-    beside = jnp.where((rest > 0) & (mean > 0), log_seen + jnp.log(mean) - jnp.log(rest), -jnp.inf)
-    larger = beside > log_lost
-    return jnp.maximum(log_lost, beside), jnp.where(larger, error * jnp.exp(beside - log_lost), error), unit
+    mean = total(jnp.sum(lost, axis=1)) / number
+    rest = total(jnp.sum(z - lost, axis=1)) / number
+    # Few, skew numbers: what their spread tells is widened for that.
+    relative = jnp.stack([metrics.log_mean_error(jnp.log(row), axis_name) for row in lost])
+    log_mean = jnp.log(mean)
+    beside = jnp.where((rest > 0) & (mean > 0), log_seen + log_mean - jnp.log(rest), -jnp.inf)
+    each = jnp.maximum(unit + log_mean, beside)
+    worst = jnp.argmax(each)
+    error = jnp.where(mean > 0, relative * jnp.exp(each - unit), 0.0)
+    return each[worst], error[worst], unit
 
 
 def _is_shape(value) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(n, int | np.integer) for n in value)
 
 
-def _parts(path, event_shape, start, widen) -> tuple[_Part, ...]:
+def _parts(path, event_shape, start) -> tuple[_Part, ...]:
     """The leaves of a state in the order of `jax.tree.leaves`, each with its path and start."""
     if isinstance(path, ProductPath):
         paths, shapes = path.leaves_with(event_shape, "event_shape")
         starts = [None] * len(paths) if start is None else path.leaves_with(start, "start")[1]
-        found = [_parts(p, s, m, widen) for p, s, m in zip(paths, shapes, starts, strict=True)]
+        found = [_parts(p, s, m) for p, s, m in zip(paths, shapes, starts, strict=True)]
         return tuple(part for parts in found for part in parts)
     if not _is_shape(event_shape):
         raise TypeError(f"event_shape must be a tuple of ints for {path!r:.60}, got {event_shape!r:.80}")
@@ -628,5 +641,4 @@ def _parts(path, event_shape, start, widen) -> tuple[_Part, ...]:
     for name, value in (("mean", mean), ("variance", variance)):
         if value.shape != shape:
             raise ValueError(f"start.{name} must have shape {shape}, got {value.shape}")
-    widths = widen ** np.linspace(0.0, 2.0, _NUM_WIDTHS)
-    return (_Part(path, shape, mean, jnp.max(variance) * jnp.asarray(widths, float)),)
+    return (_Part(path, shape, mean, jnp.max(variance)),)

@@ -219,7 +219,7 @@ def _pareto_tail(
     start = jnp.exp(log_peak - widest)
     seen, expected = (jnp.where(above, start + unit * excess, 0.0) for excess in (y, quantile))
     moment = lambda total, p: jnp.maximum(total - jnp.sum(seen**p), 0.0) + jnp.sum(expected**p)
-    limit = moment(n, 1) ** 2 / moment(n**2 / jnp.maximum(effective, 1e-30), 2)
+    limit = moment(float(n), 1) ** 2 / moment(float(n) ** 2 / jnp.maximum(effective, 1e-30), 2)
     limit = jnp.minimum(effective, jnp.where(jnp.isfinite(limit), limit, 0.0))
     # One value many times over is an atom at the end of the weights, with nothing beyond it.
     lowest = jnp.min(jnp.where(above, gaps, widest))

@@ -18,12 +18,18 @@ import optax
 
 from egm import buffer as buffers
 from egm import checks, collectives, importance, metrics, random, training
-from egm.algorithms import Algorithm, Tempered
+from egm.annealing import (
+    LEVELS,
+    AnnealedEnergy,
+    Item,
+    LevelRule,
+    annealed_log_weights,
+    choose_level,
+    cut_largest,
+)
 from egm.simulate import draw_prior, path_log_weights, simulate
-from egm.typing import Array, Energy, Key, Path, Process, PyTree, State
+from egm.typing import Algorithm, Array, Energy, Key, Path, Process, PyTree, State
 
-_SCALES = np.linspace(0.0, 1.0, 201, dtype=np.float32)[1:] ** 2
-"""The scales that annealing tries, finer towards zero; a reference adds the scale 0 itself."""
 _NUM_PROBED = 32
 """States of the buffer around which an iteration asks whether the energy is smooth."""
 
@@ -76,23 +82,6 @@ class IterationConfig:
         checks.below_one(self.ema_decay, "ema_decay")
         if self.weight_clip is not None and self.weight_clip < 1:
             raise ValueError(f"weight_clip must be at least 1, got {self.weight_clip}")
-
-
-class Item(NamedTuple):
-    """What the buffer knows of one terminal state.
-
-    Attributes:
-      x_1: the state.
-      energy: E(x_1), not annealed.
-      reference: the reference's energy, 0 without one.
-      log_path: log backward - log forward - log p_0, so that
-        log w = log_path - scale * energy - (1 - scale) * reference.
-    """
-
-    x_1: State
-    energy: Array
-    reference: Array
-    log_path: Array
 
 
 class IterationState(NamedTuple):
@@ -183,11 +172,13 @@ def make_iteration(
             raise ValueError(f"config.num_times is too small: {error}") from error
     _check_energy(energy, path, event_shape)
 
-    scales = _SCALES if reference is None else np.concatenate([np.zeros(1, np.float32), _SCALES])
+    scales = LEVELS if reference is None else np.concatenate([np.zeros(1, np.float32), LEVELS])
 
     def tempered_at(bound, scale, smooth=None):
         about = None if reference is None else lambda x: path.reference_energy(x, reference)
-        return Tempered(bound, scale, about, smooth)
+        return AnnealedEnergy(bound, scale, about, smooth)
+
+    rule = LevelRule(config.ess_target, config.num_simulated, config.buffer_size)
 
     def init(params: PyTree) -> IterationState:
         shapes = jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape))
@@ -238,10 +229,10 @@ def make_iteration(
         buffer = buffers.add(state.buffer, safe, valid)
         summary = metrics.summarize(log_weights)
 
-        scale, buffer_ess, alarm, num_held = _anneal(buffer, state.scale, state.num_held, config, scales)
-        weights = _log_weights(buffer, scale)
+        scale, buffer_ess, alarm, num_held = choose_level(buffer, state.scale, state.num_held, rule, scales)
+        weights = annealed_log_weights(buffer, scale)
         # Where a few states outweigh all others, a multiple of the mean weight is no cut for them.
-        cut, cut_mass = _cut(weights, config)
+        cut, cut_mass = cut_largest(weights, rule)
         weights = jnp.where(alarm > 0, cut, weights)
         probabilities, clipped_mass = importance.clipped_probabilities(weights, config.weight_clip)
         clipped_mass = 1 - (1 - clipped_mass) * (1 - jnp.where(alarm > 0, cut_mass, 0.0))
@@ -376,73 +367,6 @@ def _check_energy(energy: Energy, path: Path, event_shape: Any) -> None:
 
 def _zeros(x: State) -> State:
     return jax.tree.map(lambda a: jnp.zeros((1, *a.shape), a.dtype), x)
-
-
-def _log_weights(buffer: buffers.Buffer, scale: Array) -> Array:
-    # An energy of +inf at scale 0 is still a weight of zero.
-    items = buffer.items
-    tempered = items.log_path - scale * items.energy - (1 - scale) * items.reference
-    tempered = jnp.where(jnp.isposinf(items.energy), -jnp.inf, tempered)
-    return jnp.where(buffers.filled(buffer), tempered, -jnp.inf)
-
-
-def _num_generations(config: IterationConfig) -> int:
-    """How many generations the buffer holds, rounded up."""
-    return -(-config.buffer_size // config.num_simulated)
-
-
-def _cut(log_weights: Array, config: IterationConfig) -> tuple[Array, Array]:
-    """(log-weights with the largest cut to the next, the mass cut): as many as there are generations."""
-    count = max(1, min(_num_generations(config), config.buffer_size // 20))
-    if count >= config.buffer_size:
-        return log_weights, jnp.zeros(())
-    at = jax.lax.top_k(log_weights, count + 1)[0][-1]
-    cut = jnp.minimum(log_weights, jnp.where(at > -jnp.inf, at, jnp.inf))
-    kept = importance.log_mean_exp(cut) - importance.log_mean_exp(log_weights)
-    return cut, jnp.where(jnp.isfinite(kept), -jnp.expm1(jnp.minimum(kept, 0.0)), 0.0)
-
-
-def _anneal(
-    buffer: buffers.Buffer, scale: Array, num_held: Array, config: IterationConfig, scales: np.ndarray
-) -> tuple[Array, Array, Array, Array]:
-    """The scale to train at, by the rule of `make_iteration`, on a fixed grid, finer towards zero.
-
-    Returns:
-      (scale, the buffer's ESS there as a fraction of a generation, 1.0 where that misses the target,
-      how many iterations in a row the scale has been held by now).
-    """
-    size = config.buffer_size / config.num_simulated
-
-    def both(s):
-        weights = _log_weights(buffer, s)
-        full, cut = importance.snis(weights).ess, importance.snis(_cut(weights, config)[0]).ess
-        return jnp.stack([full, cut]) * size
-
-    if config.ess_target is None:
-        return scale, both(scale)[0], jnp.zeros(()), jnp.zeros((), jnp.int32)
-    grid = jnp.asarray(scales)
-    full, cut = jax.lax.map(both, grid, batch_size=25).T
-    index = jnp.arange(grid.size)
-    here = jnp.argmin(jnp.abs(grid - scale))
-
-    def last(meets):
-        return jnp.max(jnp.where(meets, index, -1))
-
-    up = last(full >= config.ess_target)
-    robust = last((jnp.maximum(full, cut) >= config.ess_target) & (index <= here))
-    patient = num_held < _num_generations(config)
-    # None at all: wait for new states, then go where the buffer knows most.
-    lost = jnp.where(patient, here, jnp.argmax(jnp.where(index <= here, cut, -1.0)))
-    best = jnp.where(up >= here, up, jnp.where(robust >= 0, robust, lost))
-    missed = full[best] < config.ess_target
-    held = missed & (best == here) & ((robust >= 0) | patient)
-    # Held means unchanged, also a scale between those of the grid.
-    return (
-        jnp.where(held, scale, grid[best]),
-        full[best],
-        missed.astype(full.dtype),
-        jnp.where(held, num_held + 1, 0),
-    )
 
 
 def _expand(mask: Array, like: Array) -> Array:

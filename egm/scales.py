@@ -18,12 +18,15 @@ import optax
 from egm import checks, random
 from egm.typing import Array, Energy, Key, State
 
+_REACH = 2.5  # extents from the centre beyond which the beginning of annealing would lose a minimum
+
 
 class Scales(NamedTuple):
     """Lengths of a target's continuous part.
 
     Attributes:
-      center: [D] mean of the minima found.
+      center: [D] mean of the minima found, each by the number of descents that ended there; where a
+        minimum would then lie beyond 2.5 extents, each counts once.
       extent: root mean square over dimensions of their spread, the width of a minimum included.
       radius: largest coordinate of a minimum beyond `center`, three widths of a minimum included.
       length_scale: the width of a minimum, (dimension of the space / trace of the Hessian)^(1/2), the
@@ -152,12 +155,14 @@ def find_scales(
             "passed? The energy is minus that"
         )
     length = curvature**-0.5
-    center = low.x.mean(axis=0)
-    spread = low.x - center
     distinct = _distinct(low, 3 * length * dimension**0.5)
+    center, extent = _normal(low.x, length, dimension)
+    if np.max(np.linalg.norm(distinct.x - center, axis=-1)) > _REACH * extent * dimension**0.5:
+        center, extent = _normal(distinct.x, length, dimension)
+    spread = low.x - center
     return Scales(
         center,
-        float(np.sqrt(np.mean(np.sum(spread**2, axis=-1)) / dimension + length**2)),
+        extent,
         float(np.max(np.abs(spread)) + 3 * length),
         float(length),
         len(low.value),
@@ -179,6 +184,12 @@ class _Ends(NamedTuple):
 
     def joined(self, other: _Ends) -> _Ends:
         return _Ends(*(np.concatenate([a, b]) for a, b in zip(self, other, strict=True)))
+
+
+def _normal(x: np.ndarray, length: float, dimension: int) -> tuple[np.ndarray, float]:
+    """(mean [D], root mean square a dimension) of minima [M, D] of this width."""
+    center = x.mean(axis=0)
+    return center, float(np.sqrt(np.mean(np.sum((x - center) ** 2, axis=-1)) / dimension + length**2))
 
 
 def _adds(ends: _Ends, wide: _Ends, dimension: int, energy_range: float) -> bool:

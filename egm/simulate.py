@@ -35,7 +35,9 @@ def draw_prior(key: Key, path: Path, shape: Any, moments: Any = None) -> PriorDr
       PriorDraw.
     """
     checks.instance(path, Path, "path")
-    if checks.key_array(key).ndim:
+    if checks.key_array(key).ndim > 1:
+        raise ValueError(f"key must be one key or a vector of keys, got shape {key.shape}")
+    if key.ndim:
         x_0 = jax.vmap(lambda k: path.sample_prior(k, shape, moments))(key)
     else:
         x_0 = path.sample_prior(key, shape, moments)

@@ -19,7 +19,7 @@ from egm import checks
 from egm.typing import Array, Energy
 
 _PIECES, _FINER, _ROUNDS = 32, 8, 4
-_OFFSETS = (1 / 16, 1 / 128, 1 / 1024, 1 / 8192)
+_OFFSETS = (1 / 16, 1 / 128, 1 / 1024, 1 / 8192, 1 / 65536)
 
 NUM_EVALUATIONS = _PIECES + 1 + _ROUNDS * (_FINER + 1) + 2 * len(_OFFSETS)
 """Evaluations of E (and its gradient) that `probe_segments` makes a segment."""
@@ -114,7 +114,7 @@ def probe_segments(energy: Energy, start: Array, stop: Array) -> Probe:
     return Probe(jnp.where(jnp.isfinite(first), jump, 0.0), (known >= 2) & (wrong == known))
 
 
-def is_smooth(probe: Probe, max_jump: float = 0.05, max_mismatch: float = 0.2) -> Array:
+def is_smooth(probe: Probe, max_jump: float = 0.05, max_mismatch: float = 0.3) -> Array:
     """Whether grad E may stand for E: a scalar bool.
 
     Args:

@@ -12,11 +12,19 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 
 Array = jax.Array
+
+
 Key = jax.Array
 """A typed PRNG key, `jax.random.key(seed)`; where a function has a batch, also an array [B] of them."""
+
+
 PyTree = Any
+
+
 State = Any
 """An array or a pytree of arrays with leading batch axes: [..., D] float or [..., L] int32 tokens."""
+
+
 ModelFn = Callable[[State, Array], Any]
 """`fn(x, t)` with x [N, *event] and t [N], its parameters closed over."""
 
@@ -242,4 +250,70 @@ class Process(Protocol):
 
     def log_ratio(self, x_t: State, x_r: State, generator: ModelFn, t: Array, r: Array) -> Array:
         """[N] log backward(x_t | x_r) - log forward(x_r | x_t) of a given pair."""
+        ...
+
+
+Apply = Callable[[PyTree, State, Array], Any]
+"""`output = apply(params, x [N, *event], t [N])`, as a Flax module's."""
+
+
+class Algorithm(Protocol):
+    """What an outer iteration trains."""
+
+    @property
+    def path(self) -> Path:
+        """The path whose generator is learned."""
+        ...
+
+    @property
+    def draws_by_weight(self) -> bool:
+        """Whether x_1 must be drawn by path weight (else uniformly from the buffer)."""
+        ...
+
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+        """Evaluations of E for each (trajectory beside its end, generator call, training example)."""
+        ...
+
+    def generator(self, params: PyTree, energy: Energy) -> ModelFn:
+        """The marginal generator that `params` stand for, in the path's form.
+
+        The energy is that of the boundary of phi; algorithms that learn a generator do not need it.
+        """
+        ...
+
+    def loss(
+        self, keys: Key, params: PyTree, target_params: PyTree, x_1: State, t: Array, energy: Energy
+    ) -> tuple[Array, dict[str, Array]]:
+        """([B] loss, metrics, each a scalar)."""
+        ...
+
+
+class Head(Protocol):
+    """What an algorithm asks of a head; states have one batch axis, t is [B]."""
+
+    @property
+    def path(self) -> Path:
+        """The path of the generator."""
+        ...
+
+    def generator(self, output: PyTree, x_t: State, t: Array, energy: Energy) -> PyTree:
+        """The generator in the path's form, as a process takes it."""
+        ...
+
+    def conditional_target(self, x_1: State, x_t: State, t: Array, energy: Energy | None) -> PyTree:
+        """A target given x_1, its mean over x_1 given x_t the marginal one; without E the plain one."""
+        ...
+
+    def divergence(self, target: PyTree, output: PyTree, x_t: State, t: Array, energy: Energy) -> Array:
+        """[B] Bregman divergence, up to terms of the target alone; no gradient flows into the target."""
+        ...
+
+    def metrics(
+        self, target: PyTree, output: PyTree, x_t: State, t: Array, energy: Energy
+    ) -> dict[str, Array]:
+        """Scalars to report beside the divergence: what was clipped."""
+        ...
+
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+        """Evaluations of E (a gradient is one) for each call of (generator, conditional_target)."""
         ...

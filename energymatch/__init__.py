@@ -1,5 +1,24 @@
 """energymatch: learn an energy from data by Energy Matching (arXiv 2504.10612).
 
+One time-independent potential V: -grad V carries noise to data along optimal-transport paths, and
+exp(-V/epsilon) is the data's density.
+
+    init, step = matching.make_warm_up(net.apply, optimizer)          # phase 1: transport
+    state, info = jax.jit(training.scan_steps(step, draw_batch, 500))(key, init(params))
+    init, step = matching.make_matching(net.apply, optimizer)         # phase 2: transport and density
+    V = functools.partial(net.apply, state.train.ema_params)
+    x = langevin.sample(key, V, x_0, num_steps=300, step_size=0.01, temperature=temperature)
+
+Where to start: README, "An energy from data".
+
+    before training     preprocessing (columns, noise), couplings (pairs, plans, costs)
+    training            matching, losses, negatives, schedules, networks
+    sampling            langevin, tempering
+    densities           likelihood (log Z with both bounds; priors), potential (V as an energy for egm)
+    inverse problems    posterior (measurements, operators, interactions)
+    dimension           curvature
+    images              images, convert (published weights)
+
 `energymatch.networks` (Flax) and `energymatch.convert` (orbax) are imported when they are first used.
 """
 
@@ -14,15 +33,15 @@ from energymatch import (
     losses,
     matching,
     negatives,
-    operators,
-    plans,
     posterior,
     potential,
     preprocessing,
     schedules,
     tempering,
 )
+from energymatch.couplings import plans
 from energymatch.losses import contrastive_divergence_loss, energy_matching_loss, flow_matching_loss
+from energymatch.posterior import operators
 from energymatch.schedules import flow_weight, temperature
 
 __all__ = [
@@ -48,12 +67,18 @@ __all__ = [
     "tempering",
 ]
 
-_ON_FIRST_USE = ("annealing", "convert", "costs", "interactions", "networks", "priors")
+_ON_FIRST_USE = {
+    "convert": "convert",
+    "costs": "couplings.costs",
+    "interactions": "posterior.interactions",
+    "networks": "networks",
+    "priors": "likelihood.priors",
+}
 
 
 def __getattr__(name: str):
     if name in _ON_FIRST_USE:
-        return importlib.import_module(f"{__name__}.{name}")
+        return importlib.import_module(f"{__name__}.{_ON_FIRST_USE[name]}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -19,14 +19,12 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec as P
 
-from egm import checks, random, training
+from egm import checks, devices, random, training
 from egm.typing import Array, Key, PyTree
 from energymatch import losses, preprocessing
-from energymatch.losses import Batch, Gate, Potential
+from energymatch.losses import Batch, Gate, contrast
 from energymatch.negatives import NegativeSource, ShortRun, Tempered
-
-_DITHER = np.uint32(0xD17E_0000)
-"""Above 2^31, where no `fold_in(key, i)` and no part of a `split` lies."""
+from energymatch.potential import ParametricPotential
 
 Step = Callable[[Key, Any, Batch], tuple[Any, dict[str, Array]]]
 """`state, metrics = step(key, state, batch)`."""
@@ -47,7 +45,7 @@ class MatchingConfig:
         element of the flattened event (`tuple(preprocessing.noise_scales(data))`). exp(-V/epsilon_max) is
         then the density of the data with that noise; what has none (columns of few values) gets one.
       trim, floor, energy_l2: as for `losses.contrastive_divergence_loss`.
-      guard: factor of `losses.negative_limit`, the `limit` of the contrast; None for none. Without it a
+      guard: factor of `contrast.negative_limit`, the `limit` of the contrast; None for none. Without it a
         contrast whose chains cannot follow V runs away.
     """
 
@@ -89,7 +87,7 @@ def _dithered(key: Key, batch: Batch, noise: float | tuple[float, ...], axis_nam
     """The batch with noise on its data, by a key that the rest of the step does not use."""
     if not np.any(np.asarray(noise)):
         return batch
-    keys = random.split(jax.random.fold_in(checks.key_array(key), _DITHER), 3)
+    keys = random.split(random.derive(key, "dither"), 3)
     names = ("x_1", "data", "starts")
     given = {name: (k, getattr(batch, name)) for name, k in zip(names, keys)}
     noisy = {
@@ -186,7 +184,7 @@ class MatchingState(NamedTuple):
     chains: Any
 
 
-def state_spec(config: MatchingConfig | None = None, axis: str = training.DATA) -> MatchingState:
+def state_spec(config: MatchingConfig | None = None, axis: str = devices.DATA) -> MatchingState:
     """How phase 2 lies on a mesh: chains split along `axis`, the rest the same on all devices.
 
     Args:
@@ -194,14 +192,14 @@ def state_spec(config: MatchingConfig | None = None, axis: str = training.DATA) 
       axis: name of the mesh axis.
 
     Returns:
-      A prefix tree of PartitionSpecs, for `egm.training.jit_step` and the like.
+      A prefix tree of PartitionSpecs, for `egm.devices.jit_step` and the like.
     """
     config = MatchingConfig() if config is None else checks.instance(config, MatchingConfig, "config")
     return MatchingState(P(), config.negatives.spec(axis))
 
 
 def make_warm_up(
-    potential: Potential,
+    potential: ParametricPotential,
     optimizer: optax.GradientTransformation,
     *,
     sigma: float = 0.0,
@@ -242,7 +240,7 @@ def make_warm_up(
 
 
 def make_matching(
-    potential: Potential,
+    potential: ParametricPotential,
     optimizer: optax.GradientTransformation,
     config: MatchingConfig | None = None,
     *,
@@ -279,7 +277,7 @@ def make_matching(
         limit = None
         if config.guard is not None:
             dim = math.prod(batch.x_1.shape[1:])
-            limit = config.guard * losses.negative_limit(dim, config.epsilon_max)
+            limit = config.guard * contrast.negative_limit(dim, config.epsilon_max)
         return losses.energy_matching_loss(
             potential,
             params,

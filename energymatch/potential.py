@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks
-from egm.typing import Array, Energy
-from energymatch._checks import number
+from egm.checks import number
+from egm.typing import Array, Energy, PyTree
 
 Potential = Callable[[Array], Array]
 """`V(x) -> [B]` with x [B, *event]: V of an example depends on that example alone."""
@@ -102,3 +102,7 @@ def boltzmann_energy(potential: Potential, epsilon: float | Array, *, event_ndim
 def _evaluate(potential: Potential, x: Array) -> Array:
     checks.function(potential, "potential")
     return checks.model_output(potential(x), "potential", x.shape[:1])
+
+
+ParametricPotential = Callable[[PyTree, Array], Array]
+"""`potential(params, x) -> [B]` on x [B, *event]."""

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
+from egm.checks import number, unit_interval
 from egm.typing import Array
-from energymatch._checks import number, unit_interval
 
 
 def temperature(t: Array | float, tau_star: float, epsilon_max: Array | float) -> Array:

@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, collectives, random
+from egm.checks import number
 from egm.typing import Array, Key
-from energymatch import _moves, langevin
-from energymatch._checks import number
+from energymatch import langevin
+from energymatch.langevin.state import start_inside
 from energymatch.potential import Potential, value_and_gradient
 
 METHODS = ("mala", "euler_maruyama")
@@ -139,7 +140,7 @@ def init(
       TypeError, ValueError: an argument has a wrong type or shape, the temperatures do not increase, or a
         known x lies outside `bounds`.
     """
-    x, _ = _moves.start_inside(checks.wide(checks.float_array(x, "x", min_ndim=1)), "x", bounds)
+    x, _ = start_inside(x, "x", bounds)
     value, gradient = value_and_gradient(potential, x)
     num_rungs = _temperatures(temperatures).size
     rungs = lambda a: jnp.broadcast_to(a, (num_rungs, *a.shape))
@@ -200,6 +201,7 @@ def step(
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     num_steps = checks.positive_int(num_steps, "num_steps")
     num_swaps = checks.positive_int(num_swaps, "num_swaps", 0)
+    checks.below_one(checks.positive_float(target_acceptance, "target_acceptance"), "target_acceptance")
     temperatures = _temperatures(temperatures)
     num_rungs, batch = checks.instance(state, TemperingState, "state").x.shape[:2]
     if temperatures.size != num_rungs:
@@ -213,6 +215,8 @@ def step(
         )
     if adapted:
         step_size = jnp.exp(state.log_step_sizes)
+    if max_step_size is not None:
+        max_step_size = number(max_step_size, "max_step_size", "finite and positive", (num_rungs,))
     step_size = number(step_size, "step_size", "finite and positive", (num_rungs,))
     move_keys, swap_keys = random.split(random.example_keys(key, batch, axis_name))
     # Flattened with the ladder in front, [B * R], so that ladders split over devices stay where they are.

@@ -5,15 +5,11 @@ python examples/gaussian_mixture.py --process=superposition --algorithm=naive
 Writes gaussian_mixture.png and results.json to --output_dir.
 """
 
-import time
+from support import cluster
+from support.continuous import Settings, run
 
-START = time.time()
-
-import cluster  # noqa: E402
-from continuous import Settings, run  # noqa: E402
-
-import egm  # noqa: E402
-from egm import networks  # noqa: E402
+import egm
+from egm import networks
 
 
 def make_networks(path, **shape):
@@ -23,7 +19,7 @@ def make_networks(path, **shape):
 
 def main(_):
     energy = egm.energies.GaussianMixture()
-    run("gaussian_mixture", energy, Settings(search_radius=10.0), make_networks, START)
+    run("gaussian_mixture", energy, Settings(search_radius=10.0), make_networks)
 
 
 if __name__ == "__main__":

@@ -7,30 +7,29 @@ Writes image_potential.png, samples.npz (for FID tools), network/ and results.js
 docs/images.md.
 """
 
+import dataclasses
+import functools
+import math
+import pathlib
+import shutil
 import time
 
-START = time.time()
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import app, flags, logging
+from data import image_data
+from jax.sharding import PartitionSpec as P
+from reports.image_potential import report
+from support import cluster, loop
+from support.image_presets import PRESETS, READERS, Prefetch
 
-import dataclasses  # noqa: E402
-import functools  # noqa: E402
-import math  # noqa: E402
-import pathlib  # noqa: E402
-import shutil  # noqa: E402
-
-import cluster  # noqa: E402
-import image_data  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import loop  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
-from absl import app, flags, logging  # noqa: E402
-from image_potential_report import report  # noqa: E402
-from image_presets import PRESETS, READERS, Prefetch  # noqa: E402
-from jax.sharding import PartitionSpec as P  # noqa: E402
-
-from egm import random, training  # noqa: E402
-from energymatch import convert, couplings, images, losses, matching, networks  # noqa: E402
+from egm import (
+    devices,
+    random,
+)
+from energymatch import convert, couplings, images, losses, matching, networks
 
 PRESET = flags.DEFINE_enum("preset", "tiny", list(PRESETS), "Data and settings.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set; tiny makes its own without it.")
@@ -72,7 +71,7 @@ def make_call(make, network, optimizer, batch_size, mesh, chunk):
         state, metrics = jax.lax.scan(body, state, every, unroll=chunk == 1)
         return state, jax.tree.map(lambda m: m.mean(), metrics)
 
-    return init, training.jit_step(call, mesh, batch=P(None, training.DATA))
+    return init, devices.jit_step(call, mesh, batch=P(None, devices.DATA))
 
 
 def learn(preset, data, network, params, mesh):
@@ -92,19 +91,19 @@ def learn(preset, data, network, params, mesh):
             """Call n's batches: images for the transport and, of the same epochs, for the contrast."""
             first = index * preset.warm_up + n * chunk
             x = np.stack([stream.batch(step) for step in range(first, first + chunk)])
-            return training.from_processes((x[:, ::2], x[:, 1::2]), mesh, P(None, training.DATA))
+            return devices.from_processes((x[:, ::2], x[:, 1::2]), mesh, P(None, devices.DATA))
 
         if not num_steps:
             return loop.Trained(start(init), [], 0.0, 0.0)
         with Prefetch(read) as feed:
             return loop.train(
                 call,
-                training.put(start(init), mesh),
-                training.put(jax.random.fold_in(jax.random.key(SEED.value), 1 + index), mesh),
+                devices.put(start(init), mesh),
+                devices.put(jax.random.fold_in(jax.random.key(SEED.value), 1 + index), mesh),
                 label=("transport", "transport and density")[index],
                 calls=num_steps // chunk,
                 feed=feed,
-                feed_layout=P(None, training.DATA),
+                feed_layout=P(None, devices.DATA),
                 configuration={
                     "preset": dataclasses.replace(preset, num_samples=0, tau_s=0.0),
                     "network": network,
@@ -125,6 +124,7 @@ def learn(preset, data, network, params, mesh):
 
 
 def main(_):
+    started = time.time()
     if SAMPLE_ONLY.value and not CHECKPOINT.value:
         raise app.UsageError("--sample_only needs --checkpoint")
     logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
@@ -149,7 +149,7 @@ def main(_):
             shutil.rmtree(output / "network", ignore_errors=True)  # of a run before
         params, phases = learn(preset, data, network, params, mesh)
         convert.save(output / "network", config, params)
-    settings = {"preset": PRESET.value, "seed": SEED.value, "dtype": DTYPE.value, "started": START}
+    settings = {"preset": PRESET.value, "seed": SEED.value, "dtype": DTYPE.value, "started": started}
     report(network, params, data, phases, preset, mesh, output, settings, SAMPLE_BATCH.value)
 
 

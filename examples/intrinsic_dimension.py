@@ -6,23 +6,18 @@ eps/(2 noise)^2, for spheres and digits alike. Writes intrinsic_dimension.png an
 --output_dir.
 """
 
+import functools
 import time
 
-START = time.time()
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from data.digits import load_digits
+from reports.intrinsic_dimension import report
+from support import cluster, loop, potentials
 
-import functools  # noqa: E402
-
-import cluster  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import loop  # noqa: E402
-import numpy as np  # noqa: E402
-import potentials  # noqa: E402
-from absl import flags  # noqa: E402
-from digits_report import load_digits  # noqa: E402
-from intrinsic_dimension_report import report  # noqa: E402
-
-from energymatch import couplings, curvature, losses, matching, negatives, networks  # noqa: E402
+from energymatch import couplings, curvature, losses, matching, negatives, networks
 
 WARM_UP = flags.DEFINE_integer("warm_up", 600, "Steps of phase 1.")
 ITERATIONS = flags.DEFINE_integer("iterations", 1500, "Steps of phase 2.")
@@ -133,6 +128,7 @@ def dimensions(network, epsilon, params, x):
 
 
 def main(_):
+    started = time.time()
     keys = jax.random.split(jax.random.key(SEED.value), 3)
     data = spheres(keys[0], 10_000)
     network = networks.MLPPotential(width=96, depth=3)
@@ -154,7 +150,7 @@ def main(_):
         "noise": NOISE,
         "energy_gap_spheres": sphere_gap,
         "energy_gap_digits": digit_gap,
-        "started": START,
+        "started": started,
     }
     report(DIMENSIONS, on_spheres, on_digits, digits, OUTPUT_DIR.value, settings)
 

@@ -4,30 +4,29 @@ python examples/inverse_problems.py      # learns the energy of 8x8 digits first
 Writes inverse_problems.png and results.json to --output_dir.
 """
 
+import functools
 import time
+from typing import NamedTuple
 
-START = time.time()
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from data.digits import load_digits
+from reports.inverse_problems import report
+from support import cluster
+from support.digits import EPSILON_MAX, NOISE, TAU_STAR, learn
 
-import functools  # noqa: E402
-from typing import NamedTuple  # noqa: E402
+from energymatch import langevin, posterior, schedules, tempering
+from energymatch.posterior import operators
+from energymatch.potential import value_and_gradient
 
-import cluster  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import flags  # noqa: E402
-from digits import EPSILON_MAX, ITERATIONS, NOISE, OUTPUT_DIR, SEED, TAU_STAR, WARM_UP, learn  # noqa: E402
-from digits_report import load_digits  # noqa: E402
-from inverse_problems_report import report  # noqa: E402
-
-from energymatch import langevin, operators, posterior, schedules, tempering  # noqa: E402
-from energymatch.potential import value_and_gradient  # noqa: E402
-
-flags.set_default(OUTPUT_DIR, "results/inverse_problems")
 # Shorter than digits.py: held-out digits lie 3 nats above those trained on, there 8, and posteriors of an
 # overfitted energy are too sure of themselves.
-flags.set_default(WARM_UP, 600)
-flags.set_default(ITERATIONS, 1500)
+WARM_UP = flags.DEFINE_integer("warm_up", 600, "Steps of phase 1.")
+ITERATIONS = flags.DEFINE_integer("iterations", 1500, "Steps of phase 2.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
+OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/inverse_problems", "Where figure and numbers go.")
 NUM_DIGITS = flags.DEFINE_integer("num_digits", 64, "Held-out digits to measure.", lower_bound=2)
 ROUNDS = flags.DEFINE_integer("rounds", 50, "Rounds of tempering, of 5 moves each.", lower_bound=1)
 STRENGTH = flags.DEFINE_float("strength", 14.0, "Of the interaction, nats a pair.", lower_bound=0.0)
@@ -128,6 +127,7 @@ def solve(apply, params, key, problems, strengths, num_rounds):
 
 
 def main(_):
+    started = time.time()
     digits = load_digits(SEED.value)
     network, params, _, compile_seconds, train_seconds = learn(
         SEED.value, digits, WARM_UP.value, ITERATIONS.value
@@ -154,7 +154,7 @@ def main(_):
             "seed": SEED.value, "num_digits": NUM_DIGITS.value, "members": MEMBERS, "zeta": ZETA,
             "noise": NOISE, "strength": STRENGTH.value, "width": WIDTH.value,
             "compile_seconds": compile_seconds, "train_seconds": train_seconds,
-            "posterior_seconds": time.time() - start, "started": START,
+            "posterior_seconds": time.time() - start, "started": started,
         },
     )  # fmt: skip
 

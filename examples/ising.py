@@ -7,18 +7,15 @@ Writes ising.png and results.json to --output_dir.
 
 import time
 
-START = time.time()
+import jax
+import jax.numpy as jnp
+from absl import flags
+from reports import ising as ising_report
+from support import cluster, loop
+from support.optimizers import SHOWN, cosine, optimizer
 
-import cluster  # noqa: E402
-import ising_report  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import loop  # noqa: E402
-from absl import flags  # noqa: E402
-from common import SHOWN, cosine, optimizer  # noqa: E402
-
-import egm  # noqa: E402
-from egm import algorithms, heads, iteration, networks  # noqa: E402
+import egm
+from egm import algorithms, heads, iteration, networks
 
 SIDE = flags.DEFINE_integer("side", 5, "Side of the periodic square lattice.")
 BETA = flags.DEFINE_float("inverse_temperature", 0.4, "Inverse temperature, J = 1.")
@@ -75,6 +72,7 @@ def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.I
 
 
 def main(_):
+    started = time.time()
     energy = egm.energies.Ising(SIDE.value, BETA.value, field=FIELD.value)
     path = egm.paths.MaskedPath(energy.vocab_size)
     process = egm.processes.AnyOrderProcess(path)
@@ -108,7 +106,7 @@ def main(_):
             "algorithm": ALGORITHM.value,
             "seed": SEED.value,
             "compile_seconds": compile_seconds,
-            "started": START,
+            "started": started,
         },
     )
 

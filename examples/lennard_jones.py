@@ -4,16 +4,12 @@ python examples/lennard_jones.py --seconds=1200
 Writes lennard_jones.png and results.json to --output_dir. The reference chains are run once and cached.
 """
 
-import time
+from absl import flags
+from support import cluster
+from support.continuous import Settings, run
 
-START = time.time()
-
-import cluster  # noqa: E402
-from absl import flags  # noqa: E402
-from continuous import Settings, run  # noqa: E402
-
-import egm  # noqa: E402
-from egm import networks  # noqa: E402
+import egm
+from egm import networks
 
 NUM_PARTICLES = flags.DEFINE_integer("num_particles", 13, "Particles of the cluster.")
 
@@ -29,7 +25,7 @@ def main(_):
     settings = Settings(
         search_radius=1.0, particles=(NUM_PARTICLES.value, 3), num_simulated=500, batch_size=128
     )
-    run("lennard_jones", energy, settings, make_networks, START)
+    run("lennard_jones", energy, settings, make_networks)
 
 
 if __name__ == "__main__":

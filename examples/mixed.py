@@ -6,18 +6,14 @@ python examples/mixed.py --target=joint_double_well          # 4 particles of 2 
 Writes TARGET.png and results.json to --output_dir.
 """
 
-import time
+import functools
 
-START = time.time()
+from absl import flags
+from support import cluster
+from support.continuous import Settings, run
 
-import functools  # noqa: E402
-
-import cluster  # noqa: E402
-from absl import flags  # noqa: E402
-from continuous import Settings, run  # noqa: E402
-
-import egm  # noqa: E402
-from egm import networks  # noqa: E402
+import egm
+from egm import networks
 
 TARGETS = {
     "gb_rbm": (egm.energies.GaussianBernoulliRBM, Settings(search_radius=10.0)),
@@ -60,7 +56,7 @@ def make_networks(energy, settings, path, **shape):
 def main(_):
     target, settings = TARGETS[TARGET.value]
     energy = target()
-    run(TARGET.value, energy, settings, functools.partial(make_networks, energy, settings), START)
+    run(TARGET.value, energy, settings, functools.partial(make_networks, energy, settings))
 
 
 if __name__ == "__main__":

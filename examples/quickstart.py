@@ -6,32 +6,29 @@ python examples/quickstart.py                      # about two minutes
 Writes quickstart.png and results.json to --output_dir.
 """
 
+import functools
+import pathlib
 import time
 
-START = time.time()
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import flags
+from data import moons
+from support import cluster, loop, potentials
+from support.distances import w2
+from support.optimizers import SHOWN, cosine, optimizer
+from support.tables import table, with_error, write_results
 
-import functools  # noqa: E402
-import pathlib  # noqa: E402
+import egm
+from egm import algorithms, heads, iteration, networks, paths, processes, scales
+from egm.typing import Moments
+from energymatch import couplings, langevin, losses, matching, potential, schedules
+from energymatch.couplings import costs
+from energymatch.networks import MLPPotential
 
-import cluster  # noqa: E402
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import loop  # noqa: E402
-import matplotlib  # noqa: E402
-import moons  # noqa: E402
-import potentials  # noqa: E402
-from absl import flags  # noqa: E402
-from common import SHOWN, cosine, optimizer, table, w2, with_error, write_results  # noqa: E402
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-
-import egm  # noqa: E402
-from egm import algorithms, heads, iteration, networks, paths, processes, scales  # noqa: E402
-from egm.typing import Moments  # noqa: E402
-from energymatch import costs, couplings, langevin, losses, matching, potential, schedules  # noqa: E402
-from energymatch.networks import MLPPotential  # noqa: E402
+plt.switch_backend("Agg")  # no screen is needed
 
 EPSILON = 1.0
 STEPS = flags.DEFINE_integer("steps", 2000, "Gradient steps of the potential; as many again with density.")
@@ -106,6 +103,7 @@ def learn_sampler(key, energy):
 
 
 def main(_):
+    started = time.time()
     keys = jax.random.split(jax.random.key(SEED.value), 7)
     data, _ = moons.sample_data(keys[0], 20_000)
     V = learn_potential(keys[1], data)
@@ -146,14 +144,14 @@ def main(_):
         "log_z": float(summary.log_z),
         "log_z_error": float(summary.log_z_error),
         "log_z_reason": egm.metrics.reason(summary),
-        "potential_seconds": learned - START,
+        "potential_seconds": learned - started,
         "sampler_seconds": trained - learned,
         "iterations": len(history),
     }
     folder = pathlib.Path(OUTPUT_DIR.value)
     folder.mkdir(parents=True, exist_ok=True)
     figure(folder / "quickstart.png", energy, data, of_v, of_egm, results)
-    results["total_seconds"] = time.time() - START
+    results["total_seconds"] = time.time() - started
     floor = f"{results['w2_floor']:.3f} (between two sets of data)"
     rows = [
         ["W2 of samples of V (energymatch) to data", results["w2_energymatch"], floor],

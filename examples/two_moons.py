@@ -5,24 +5,21 @@ python examples/two_moons.py --recipe=published    # the paper's own, for compar
 Writes two_moons.png and results.json to --output_dir.
 """
 
+import functools
 import time
+from typing import NamedTuple
 
-START = time.time()
+import flax.linen as nn
+import jax
+import optax
+from absl import flags
+from data import moons
+from reports.two_moons import report
+from support import cluster, potentials
 
-import functools  # noqa: E402
-from typing import NamedTuple  # noqa: E402
-
-import cluster  # noqa: E402
-import flax.linen as nn  # noqa: E402
-import jax  # noqa: E402
-import moons  # noqa: E402
-import optax  # noqa: E402
-import potentials  # noqa: E402
-from absl import flags  # noqa: E402
-from two_moons_report import report  # noqa: E402
-
-from energymatch import costs, couplings, losses, matching  # noqa: E402
-from energymatch.networks import MLPPotential  # noqa: E402
+from energymatch import couplings, losses, matching
+from energymatch.couplings import costs
+from energymatch.networks import MLPPotential
 
 RECIPE = flags.DEFINE_enum("recipe", "default", ["default", "published"], "Ours, or the paper's.")
 WARM_UP = flags.DEFINE_integer("warm_up", None, "Steps of phase 1; by default by recipe.")
@@ -111,6 +108,7 @@ def batches(key, recipe, data):
 
 
 def main(_):
+    started = time.time()
     recipe = RECIPES[RECIPE.value]
     warm_up, iterations = WARM_UP.value or recipe.warm_up, ITERATIONS.value or recipe.iterations
     keys = jax.random.split(jax.random.key(SEED.value), 7)
@@ -170,7 +168,7 @@ def main(_):
             "seed": SEED.value,
             "compile_seconds": compile_1 + compile_2,
             "train_seconds": train_1 + train_2,
-            "started": START,
+            "started": started,
         },
     )
 

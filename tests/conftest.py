@@ -1,5 +1,6 @@
 """Settings of the whole test run, made before jax starts, and fixtures for every test."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -41,3 +42,11 @@ def x64():
 def mesh8():
     """A mesh of eight CPU devices along the axis "i"."""
     return jax.make_mesh((8,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_programs():
+    """Compiled programs go with their module: a worker that kept all of them grew to 5 GB."""
+    yield
+    jax.clear_caches()
+    gc.collect()

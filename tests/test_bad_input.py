@@ -150,7 +150,7 @@ def test_paths(call, error, message):
     check(call, error, message)
 
 
-def simulate(process=ANY, generator=UNIFORM, x=X, times=(0.0, 0.5, 1.0), key=KEY):
+def simulate(process=ANY, generator=UNIFORM, x=X, times=(0.0, 0.4, 0.7, 1.0), key=KEY):
     return egm.simulate(key, process, generator, x, jnp.asarray(times))
 
 

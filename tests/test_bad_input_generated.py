@@ -27,6 +27,14 @@ ENTRIES = bad_input_egm.ENTRIES + bad_input_energymatch.ENTRIES
 EXCLUDED = bad_input_egm.EXCLUDED | bad_input_energymatch.EXCLUDED
 """Public names that are not in the table, with the reason."""
 ROOTS = tuple(str(pathlib.Path(p.__file__).parent) for p in (egm, energymatch))
+FOLDERS = {
+    info.name
+    for package in (egm, energymatch)
+    for info in pkgutil.iter_modules(package.__path__, package.__name__ + ".")
+    if info.ispkg
+}
+OPEN = {"energymatch.posterior.operators"}
+"""Modules of folders that users import by themselves."""
 IDS = [f"{e.names[0]}-{i}" for i, e in enumerate(ENTRIES)]
 
 
@@ -81,16 +89,30 @@ def test_a_bad_argument_raises_and_is_named_at_length(entry, data):
     check(entry, data)
 
 
+def in_a_folder(module):
+    """Whether a module stands in a folder that shows its public names itself, as `egm.heads` does."""
+    parts = module.split(".")[:-1]
+    return any(".".join(parts[:n]) in FOLDERS for n in range(2, len(parts) + 1))
+
+
 def public_names():
-    """Every public function and class that a public module defines; records and Protocols apart."""
+    """Every public function and class, by the name under which a user finds it; records and Protocols apart.
+
+    A folder's names are those that its `__init__` shows, and those of its modules that are in `OPEN`; what
+    its other modules hold besides is the folder's own.
+    """
     found = set()
     for package in (egm, energymatch):
         for info in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            if "._" in info.name:
+            if "._" in info.name or (in_a_folder(info.name) and info.name not in OPEN):
                 continue
             module = importlib.import_module(info.name)
-            for name, value in vars(module).items():
-                if name.startswith("_") or getattr(value, "__module__", None) != info.name:
+            shown = set(getattr(module, "__all__", ())) if info.name in FOLDERS else set(vars(module))
+            for name in shown:
+                value = getattr(module, name)
+                inside = getattr(value, "__module__", None) or ""
+                home = inside == info.name or (info.name in FOLDERS and inside.startswith(info.name + "."))
+                if name.startswith("_") or not home:
                     continue
                 if hasattr(value, "_fields") or getattr(value, "_is_protocol", False):
                     continue

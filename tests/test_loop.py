@@ -14,15 +14,17 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 
+from egm.checkpoint import loop as checkpoint_loop
+
 EXAMPLES = str(pathlib.Path(__file__).resolve().parent.parent / "examples")
 
 
 @pytest.fixture(scope="module")
 def loop():
-    """examples/loop.py, with its flags parsed."""
+    """examples/support/loop.py, with its flags parsed."""
     sys.path.insert(0, EXAMPLES)
     try:
-        import loop
+        from support import loop
     finally:
         sys.path.remove(EXAMPLES)
     if not flags.FLAGS.is_parsed():
@@ -92,7 +94,7 @@ def test_resumes_where_sigterm_stopped_it(loop, tmp_path, capsys):
 def test_the_clock_goes_on(loop, tmp_path, monkeypatch):
     """A run for 4 seconds that is stopped has only the rest of them afterwards, by a clock of its own."""
     ticks = itertools.count()
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(time=lambda: 0.1 * next(ticks)))
+    monkeypatch.setattr(checkpoint_loop, "time", types.SimpleNamespace(time=lambda: 0.1 * next(ticks)))
     with flagsaver.flagsaver(checkpoint_dir=str(tmp_path), resume=True, checkpoint_every="0.5s"):
         with pytest.raises(SystemExit):
             train(loop, seconds=4.0, prepare=stopped_after(20))

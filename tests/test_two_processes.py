@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 import two_process_worker
 
-from egm import training
+from egm import devices
 
-HERE = pathlib.Path(__file__).resolve().parent
-ROOT = HERE.parent
+HERE = pathlib.Path(__file__).resolve().parent / "support"
+ROOT = HERE.parents[1]
 
 
 def free_port():
@@ -60,7 +60,7 @@ def test_two_processes_train_as_one(tmp_path):
     address, out = f"localhost:{free_port()}", tmp_path / "out.npz"
     command = lambda i: [HERE / "two_process_worker.py", out, 50, address, 2, i]
     with processes(tmp_path, command) as started:
-        expected = two_process_worker.train_all(training.data_mesh(jax.devices()[:4]), 50)
+        expected = two_process_worker.train_all(devices.data_mesh(jax.devices()[:4]), 50)
         for process in started:
             assert process.wait(timeout=600) == 0, said(tmp_path)
     came = np.load(out)

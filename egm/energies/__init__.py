@@ -1,6 +1,5 @@
 """Targets: energies E(x), beta inside, with exact samples and log Z where they are known."""
 
-from egm.energies._reference_chains import ChainSettings
 from egm.energies.conditionals import WithConditionals
 from egm.energies.gaussian_mixture import GaussianMixture
 from egm.energies.gb_rbm import GaussianBernoulliRBM
@@ -8,6 +7,7 @@ from egm.energies.ising import Ising
 from egm.energies.joint_double_well import JointDoubleWell
 from egm.energies.joint_mixture import CoupledJointMixture, JointGaussianMixture
 from egm.energies.lennard_jones import LennardJones
+from egm.energies.reference import ChainSettings
 
 __all__ = [
     "ChainSettings",

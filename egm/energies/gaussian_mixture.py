@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, random
-from egm.energies import _states
+from egm.energies import state_checks
 from egm.typing import Array, Key
 
 _GRID = tuple(itertools.product((-10.0, -5.0, 0.0, 5.0, 10.0), repeat=2))
@@ -39,9 +39,9 @@ class GaussianMixture:
     weights: tuple[float, ...] | None = None
 
     def __post_init__(self):
-        means = _states.nested_tuple(self.means, "means", 2)
+        means = state_checks.nested_tuple(self.means, "means", 2)
         given = (1.0,) * len(means) if self.weights is None else self.weights
-        weights = np.asarray(_states.nested_tuple(given, "weights", 1))
+        weights = np.asarray(state_checks.nested_tuple(given, "weights", 1))
         if len(weights) != len(means) or np.any(weights <= 0):
             raise ValueError(f"weights must be {len(means)} positive numbers, one a mean, got {given!r}")
         if weights.max() > 1e300:  # their sum may overflow
@@ -52,7 +52,7 @@ class GaussianMixture:
         if np.any(weights <= 0):
             raise ValueError(f"weights must not differ beyond the range of float64, got {given!r:.80}")
         object.__setattr__(self, "means", means)
-        object.__setattr__(self, "sigma", _states.length(self.sigma, "sigma"))
+        object.__setattr__(self, "sigma", state_checks.length(self.sigma, "sigma"))
         object.__setattr__(self, "weights", tuple(weights.tolist()))
 
     @property
@@ -76,7 +76,7 @@ class GaussianMixture:
         Raises:
           TypeError: `x` is not floating. ValueError: its trailing size is not D.
         """
-        x = _states.vector(x, self.event_shape[0])
+        x = state_checks.vector(x, self.event_shape[0])
         return -self._log_sum(x, jnp.ones_like(x[..., 0]), jnp.full_like(x[..., 0], self.sigma**2))
 
     def log_partition(self) -> float:
@@ -100,7 +100,7 @@ class GaussianMixture:
         Raises:
           TypeError: `x` is not floating. ValueError: a shape is wrong.
         """
-        x = _states.vector(x, self.event_shape[0])
+        x = state_checks.vector(x, self.event_shape[0])
         alpha, variance = (
             self._per_state(value, name, x) for value, name in ((alpha, "alpha"), (variance, "variance"))
         )
@@ -113,7 +113,7 @@ class GaussianMixture:
         Raises:
           TypeError, ValueError: `key` is not one typed key, `n` no positive int.
         """
-        n = _states.sample_size(key, n)
+        n = state_checks.sample_size(key, n)
         which, noise = random.split(key)
         component = random.categorical(which, jnp.asarray(self.weights, float), (n,))
         means = jnp.array(self.means)[component]
@@ -121,9 +121,9 @@ class GaussianMixture:
 
     def _log_sum(self, x, alpha, variance):
         """[...] log sum_k w_k exp(-||x - alpha m_k||^2 / (2 variance))."""
-        means = _states.constant(self.modes, x[..., None, :], event_ndim=2)
+        means = state_checks.constant(self.modes, x[..., None, :], event_ndim=2)
         squared = jnp.sum((x[..., None, :] - alpha[..., None, None] * means) ** 2, axis=-1)
-        log_weights = _states.constant(np.log(self.weights), x)
+        log_weights = state_checks.constant(np.log(self.weights), x)
         return jax.nn.logsumexp(log_weights - squared / (2 * variance[..., None]), axis=-1)
 
     @staticmethod

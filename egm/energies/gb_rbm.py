@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, random
-from egm.energies import _states
+from egm import random
+from egm.energies import state_checks
 from egm.typing import Array, Key, State
 
 _MAX_HIDDEN = 16
@@ -44,19 +44,20 @@ class GaussianBernoulliRBM:
     sigma: float = 1.0
 
     def __post_init__(self):
-        object.__setattr__(self, "weights", _states.nested_tuple(self.weights, "weights", 2))
+        object.__setattr__(self, "weights", state_checks.nested_tuple(self.weights, "weights", 2))
         for name, size in (("visible_bias", self.dim), ("hidden_bias", self.num_sites)):
-            value = _states.nested_tuple(getattr(self, name), name, 1)
+            value = state_checks.nested_tuple(getattr(self, name), name, 1)
             if len(value) != size:
                 raise ValueError(f"{name} must have size {size}, as weights has, got {len(value)}")
             object.__setattr__(self, name, value)
-        object.__setattr__(self, "sigma", _states.length(self.sigma, "sigma"))
+        object.__setattr__(self, "sigma", state_checks.length(self.sigma, "sigma"))
         with np.errstate(over="ignore", invalid="ignore"):
             bias, overlap = self._token_terms()
             largest = np.sum(np.abs(bias)) + np.sum(np.abs(overlap))
-        if not largest < _states.LARGEST_ENERGY:
+        if not largest < state_checks.LARGEST_ENERGY:
             raise ValueError(
-                f"weights^2 / sigma^2 and hidden_bias must sum to less than {_states.LARGEST_ENERGY:.0e}, "
+                f"weights^2 / sigma^2 and hidden_bias must sum to less than "
+                f"{state_checks.LARGEST_ENERGY:.0e}, "
                 f"the range of float32 energies, got {largest:.3g}"
             )
 
@@ -86,26 +87,26 @@ class GaussianBernoulliRBM:
         Raises:
           TypeError, ValueError: `state` is no {"x": [..., D] float, "h": [..., L] integer}.
         """
-        x, h = _states.mixed(state, self.dim, self.num_sites)
+        x, h = state_checks.mixed(state, self.dim, self.num_sites)
         return self._energy(x, h)
 
     def single_site_conditionals(self, state: State) -> Array:
         """Logits [..., L, V] = -E(x, h with site i set to v) up to a constant a site."""
-        x, _ = _states.mixed(state, self.dim, self.num_sites)
+        x, _ = state_checks.mixed(state, self.dim, self.num_sites)
         field = self._field(x)
         return jnp.stack([jnp.zeros_like(field), field], axis=-1)
 
     def relaxed(self, state: State) -> Array:
         """[...] the mean of E(x, h) over independent tokens with probabilities "h" [..., L, V]."""
-        x, p = _states.probabilities(state, self.dim, self.num_sites, 2)
+        x, p = state_checks.probabilities(state, self.dim, self.num_sites, 2)
         p = p[..., 1]
         _, overlap = self._token_terms()
-        own = _states.constant(np.diag(overlap), p)
+        own = state_checks.constant(np.diag(overlap), p)
         return self._energy(x, p) + 0.5 * jnp.sum(own * p * (1 - p), axis=-1)
 
     def marginal_energy(self, x: Array) -> Array:
         """[...] -log sum_h exp(-E(x, h)) of x [..., D], in closed form: a softplus a token."""
-        x = _states.vector(x, self.dim)
+        x = state_checks.vector(x, self.dim)
         field = self._field(x)
         # The energy with the likelier tokens, and what the others add.
         likelier = jax.lax.stop_gradient((field > 0).astype(x.dtype))
@@ -139,7 +140,7 @@ class GaussianBernoulliRBM:
         Raises:
           TypeError, ValueError: `key` is not one typed key, `n` no positive int; L above 16.
         """
-        n = _states.sample_size(key, n)
+        n = state_checks.sample_size(key, n)
         which, noise = random.split(key)
         tokens, centres, log_masses = self._configurations()
         index = random.categorical(which, jnp.asarray(np.exp(log_masses - log_masses.max()), float), (n,))
@@ -160,8 +161,8 @@ class GaussianBernoulliRBM:
         """
         bias, overlap = self._token_terms()
         weights = jnp.asarray(self.weights, x.dtype)
-        center = jnp.matmul(h, weights.T, precision=_EXACT) + _states.constant(self.visible_bias, x)
-        linear = _states.constant(bias + 0.5 * np.diag(overlap), h)
+        center = jnp.matmul(h, weights.T, precision=_EXACT) + state_checks.constant(self.visible_bias, x)
+        linear = state_checks.constant(bias + 0.5 * np.diag(overlap), h)
         pairs = jnp.asarray(np.triu(overlap, 1), x.dtype)
         own = jnp.sum(h * (linear + jnp.matmul(h, pairs.T, precision=_EXACT)), axis=-1)
         return jnp.sum((x - center) ** 2, axis=-1) / (2 * self.sigma**2) - own
@@ -170,14 +171,14 @@ class GaussianBernoulliRBM:
         """[..., L] c + W^T x / sigma^2, the log-odds of each token."""
         bias, _ = self._token_terms()
         weights = jnp.asarray(self.weights, x.dtype) / self.sigma**2
-        y = x - _states.constant(self.visible_bias, x)
-        return jnp.matmul(y, weights, precision=_EXACT) + _states.constant(bias, y)
+        y = x - state_checks.constant(self.visible_bias, x)
+        return jnp.matmul(y, weights, precision=_EXACT) + state_checks.constant(bias, y)
 
     def _configurations(self):
         """(tokens [2^L, L], centres [2^L, D], log masses [2^L] up to a constant), in float64."""
         if self.num_sites > _MAX_HIDDEN:
             raise ValueError(f"exact answers support up to {_MAX_HIDDEN} tokens, got {self.num_sites}")
-        tokens = _states.tokens_of_integers(self.num_sites)
+        tokens = state_checks.tokens_of_integers(self.num_sites)
         shift = tokens @ np.array(self.weights).T
         bias = np.array(self.visible_bias)
         log_masses = tokens @ np.array(self.hidden_bias)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
-from egm.energies import _particles, _reference_pool, _states
-from egm.energies._reference_chains import ChainSettings, check_settings
+from egm.energies import particles, state_checks
+from egm.energies.reference import ChainSettings, check_settings, pool
 from egm.typing import Array, Key, State
 
 # (a, b) of u(r) = (a (r - 2)^4 + b (r - 2)^2) / 2 by the two particles' kinds.
@@ -61,49 +61,49 @@ class JointDoubleWell:
         Raises:
           TypeError, ValueError: `state` is no {"x": [..., N * d] float, "h": [..., N] integer}.
         """
-        x, h = _states.mixed(state, *self._sizes())
+        x, h = state_checks.mixed(state, *self._sizes())
         return self._energy(x, h)
 
     def single_site_conditionals(self, state: State) -> Array:
         """Logits [..., N, V] = -E(x, h with site i set to v) up to a constant a site."""
-        x, h = _states.mixed(state, *self._sizes())
+        x, h = state_checks.mixed(state, *self._sizes())
         offset = self._offset(x)
         other = jnp.broadcast_to(h[..., None, :], offset.shape)
         logits = []
         for kind in (0.0, 1.0):
             u = _pair(offset, jnp.full_like(other, kind), other)
-            logits.append(-jnp.sum(jnp.where(_particles.pair_mask(u), u, 0.0), axis=-1))
+            logits.append(-jnp.sum(jnp.where(particles.pair_mask(u), u, 0.0), axis=-1))
         return jnp.stack(logits, axis=-1)
 
     def relaxed(self, state: State) -> Array:
         """[...] the mean of E(x, h) over independent tokens with probabilities "h" [..., N, V]."""
-        x, p = _states.probabilities(state, *self._sizes(), 2)
+        x, p = state_checks.probabilities(state, *self._sizes(), 2)
         # Every pair term is affine in each of its two kinds, so the mean kind is enough.
         return self._energy(x, p[..., 1])
 
     def sample(self, key: Key, n: int) -> State:
         """{"x": [n, N * d], "h": [n, N] int32} drawn without replacement from reference chains.
 
-        The first call runs them and keeps the result on disk: see `egm.energies._reference_pool`.
+        The first call runs them and keeps the result on disk: see `egm.energies.reference.pool`.
 
         Raises:
           TypeError, ValueError: `key` is not one concrete typed key; `n` < 1 or above the pool's size.
           RuntimeError: the chains' split R-hat is not below its limit.
         """
-        return _reference_pool.draw(self, key, n)
+        return pool.draw(self, key, n)
 
     def _sizes(self):
         return self.num_particles * self.spatial_dim, self.num_particles
 
     def _offset(self, x):
         """[..., N, N] r_ij - 2."""
-        return _particles.distances(_particles.split(x, self.num_particles, self.spatial_dim)) - _REST
+        return particles.distances(particles.split(x, self.num_particles, self.spatial_dim)) - _REST
 
     def _energy(self, x, kind):
         offset = self._offset(x)
         first = jnp.broadcast_to(kind[..., :, None], offset.shape)
         second = jnp.broadcast_to(kind[..., None, :], offset.shape)
-        return _particles.pair_sum(_pair(offset, first, second))
+        return particles.pair_sum(_pair(offset, first, second))
 
 
 def _pair(offset, first, second):

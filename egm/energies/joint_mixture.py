@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, random
-from egm.energies import _states
+from egm.energies import state_checks
 from egm.typing import Array, Key, State
 
 _MAX_MODE_DIM = 12
@@ -46,14 +46,14 @@ class _Spins:
     def _corners(self):
         if self.dim > _MAX_MODE_DIM:
             raise AttributeError(f"modes are listed up to dim {_MAX_MODE_DIM}, got dim {self.dim}")
-        return 2.0 * _states.tokens_of_integers(self.dim) - 1
+        return 2.0 * state_checks.tokens_of_integers(self.dim) - 1
 
     def _spins_and_x(self, state):
-        x, h = _states.mixed(state, self.dim, self.dim)
+        x, h = state_checks.mixed(state, self.dim, self.dim)
         return x, 2 * h - 1
 
     def _mean_spins_and_x(self, state):
-        x, p = _states.probabilities(state, self.dim, self.dim, 2)
+        x, p = state_checks.probabilities(state, self.dim, self.dim, 2)
         return x, 2 * p[..., 1] - 1
 
 
@@ -77,7 +77,7 @@ class JointGaussianMixture(_Spins):
     def __post_init__(self):
         object.__setattr__(self, "dim", checks.positive_int(self.dim, "dim"))
         for name in ("mode", "sigma"):
-            object.__setattr__(self, name, _states.length(getattr(self, name), name))
+            object.__setattr__(self, name, state_checks.length(getattr(self, name), name))
 
     def __call__(self, state: State) -> Array:
         """E(x, h), [...] in the dtype of x, at least float32.
@@ -102,7 +102,7 @@ class JointGaussianMixture(_Spins):
 
     def marginal_energy(self, x: Array) -> Array:
         """[...] -log sum_h exp(-E(x, h)) of x [..., dim]."""
-        x = _states.vector(x, self.dim)
+        x = state_checks.vector(x, self.dim)
         down, up = ((x + sign * self.mode) ** 2 / (2 * self.sigma**2) for sign in (1, -1))
         return -jnp.sum(jnp.logaddexp(-down, -up), axis=-1)
 
@@ -120,7 +120,7 @@ class JointGaussianMixture(_Spins):
         Raises:
           TypeError, ValueError: `key` is not one typed key, `n` no positive int.
         """
-        n = _states.sample_size(key, n)
+        n = state_checks.sample_size(key, n)
         tokens, noise = random.split(key)
         h = jax.random.bernoulli(tokens, shape=(n, self.dim)).astype(jnp.int32)
         x = self.mode * (2.0 * h - 1) + self.sigma * jax.random.normal(noise, (n, self.dim))
@@ -160,7 +160,7 @@ class CoupledJointMixture(_Spins):
     def __post_init__(self):
         object.__setattr__(self, "dim", checks.positive_int(self.dim, "dim", minimum=2))
         for name in ("mode", "sigma"):
-            object.__setattr__(self, name, _states.length(getattr(self, name), name))
+            object.__setattr__(self, name, state_checks.length(getattr(self, name), name))
         for name in ("coupling", "correlation"):
             object.__setattr__(self, name, checks.finite_float(getattr(self, name), name))
         if abs(self.correlation) >= 1:
@@ -180,14 +180,14 @@ class CoupledJointMixture(_Spins):
         x, s = self._spins_and_x(state)
         near = jnp.roll(s, 1, axis=-1) + jnp.roll(s, -1, axis=-1)
         # E is quadratic in s with s_i^2 constant: the spin's own diagonal term must not count.
-        own = self.mode * s * _states.constant(np.diag(self.precision()), x)
+        own = self.mode * s * state_checks.constant(np.diag(self.precision()), x)
         up = self.coupling * near + self.mode * (self._whiten(x - self.mode * s) + own)
         return jnp.stack([-up, up], axis=-1)
 
     def relaxed(self, state: State) -> Array:
         """[...] the mean of E(x, h) over independent tokens with probabilities "h" [..., L, V]."""
         x, m = self._mean_spins_and_x(state)
-        spread = (1 - m**2) * _states.constant(np.diag(self.precision()), x)
+        spread = (1 - m**2) * state_checks.constant(np.diag(self.precision()), x)
         return self._energy(x, m) + 0.5 * self.mode**2 * jnp.sum(spread, axis=-1)
 
     def covariance(self) -> np.ndarray:
@@ -227,7 +227,7 @@ class CoupledJointMixture(_Spins):
         Raises:
           TypeError, ValueError: `key` is not one typed key, `n` no positive int.
         """
-        n = _states.sample_size(key, n)
+        n = state_checks.sample_size(key, n)
         tokens, noise = random.split(key)
         uniform = jax.random.uniform(tokens, (self.dim, n))
         first = jnp.where(uniform[0] < 0.5, 1.0, -1.0)

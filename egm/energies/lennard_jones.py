@@ -7,8 +7,8 @@ import dataclasses
 import jax.numpy as jnp
 
 from egm import checks
-from egm.energies import _particles, _reference_pool, _states
-from egm.energies._reference_chains import ChainSettings, check_settings
+from egm.energies import particles, state_checks
+from egm.energies.reference import ChainSettings, check_settings, pool
 from egm.typing import Array, Key
 
 
@@ -46,10 +46,10 @@ class LennardJones:
         if radius >= 1:
             raise ValueError(f"core_radius must be in (0, 1), got {radius}")
         pairs = self.num_particles * (self.num_particles - 1) / 2
-        if 26 * pairs * radius**-13 > _states.LARGEST_ENERGY:
+        if 26 * pairs * radius**-13 > state_checks.LARGEST_ENERGY:
             raise ValueError(
                 f"core_radius must keep E and its gradient in float32 where all particles coincide, 26 pairs "
-                f"core_radius^-13 < {_states.LARGEST_ENERGY:.0e}, got {radius} with {pairs:.0f} pairs"
+                f"core_radius^-13 < {state_checks.LARGEST_ENERGY:.0e}, got {radius} with {pairs:.0f} pairs"
             )
         object.__setattr__(self, "core_radius", radius)
         check_settings(self.reference)
@@ -65,21 +65,21 @@ class LennardJones:
         Raises:
           TypeError: `x` is not floating. ValueError: its trailing size is not N * d.
         """
-        x = _states.vector(x, self.event_shape[0])
-        r = _particles.distances(_particles.split(x, self.num_particles, self.spatial_dim))
-        trap = 0.5 * jnp.sum(_particles.centered(x, self.num_particles, self.spatial_dim) ** 2, axis=-1)
-        return _particles.pair_sum(self._pair(r)) + trap
+        x = state_checks.vector(x, self.event_shape[0])
+        r = particles.distances(particles.split(x, self.num_particles, self.spatial_dim))
+        trap = 0.5 * jnp.sum(particles.centered(x, self.num_particles, self.spatial_dim) ** 2, axis=-1)
+        return particles.pair_sum(self._pair(r)) + trap
 
     def sample(self, key: Key, n: int) -> Array:
         """[n, N * d] states drawn without replacement from reference chains.
 
-        The first call runs them and keeps the result on disk: see `egm.energies._reference_pool`.
+        The first call runs them and keeps the result on disk: see `egm.energies.reference.pool`.
 
         Raises:
           TypeError, ValueError: `key` is not one concrete typed key; `n` < 1 or above the pool's size.
           RuntimeError: the chains' split R-hat is not below its limit.
         """
-        return _reference_pool.draw(self, key, n)
+        return pool.draw(self, key, n)
 
     def _pair(self, r):
         core = self.core_radius

@@ -1,14 +1,10 @@
 """Flax networks for generators and log-marginals; import them as `egm.networks`."""
 
+from egm.closed_forms import energy_log_marginal, gaussian_log_marginal
 from egm.networks.mixed import EGNNMixed, EGNNMixedLogMarginal, MLPMixed, MLPMixedLogMarginal
 from egm.networks.particles import EGNN, EGNNLogMarginal
 from egm.networks.tokens import MLPDenoiser, MLPLogMarginal, TorusDenoiser, TorusLogMarginal
-from egm.networks.vectors import (
-    MLPVector,
-    MLPVectorLogMarginal,
-    energy_log_marginal,
-    gaussian_log_marginal,
-)
+from egm.networks.vectors import MLPVector, MLPVectorLogMarginal
 
 __all__ = [
     "EGNN",

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
-from egm.paths._gaussian_base import GaussianPath
+from egm.target import TargetScale
 from egm.typing import Array
 
 _MAX_FREQUENCIES = 8
@@ -32,36 +32,23 @@ small_init = nn.initializers.normal(1e-3)
 
 
 @dataclasses.dataclass(frozen=True)
-class Features:
+class Features(TargetScale):
     """Features of a state of a Gaussian path, given the lengths of the target.
 
     Attributes:
-      path: the Gaussian path.
-      length_scale: s, the finest length of the target.
-      data_scale: S, its standard deviation about `center`.
-      center: c, a number or D numbers.
+      path, length_scale, data_scale, center: as of `TargetScale`.
       num_frequencies: F, of the Fourier features; None takes log2(S / s) + 1 of them, at most 8.
 
     Raises:
-      TypeError: `path` is no Gaussian path, or another field no number.
-      ValueError: a scale is not positive, or num_frequencies negative.
+      TypeError, ValueError: as `TargetScale`, or num_frequencies is negative.
     """
 
-    path: GaussianPath
-    length_scale: float
-    data_scale: float
-    center: float | tuple[float, ...] = 0.0
     num_frequencies: int | None = None
 
     def __post_init__(self):
-        if not isinstance(self.path, GaussianPath):
-            raise TypeError(f"path or gaussian_path: the path must be a Gaussian path, got {self.path!r:.80}")
-        checks.positive_float(self.data_scale, "data_scale")
-        checks.positive_float(self.length_scale, "length_scale")
+        super().__post_init__()
         if self.num_frequencies is not None:
             checks.positive_int(self.num_frequencies, "num_frequencies", minimum=0)
-        # An array is no hashable field.
-        object.__setattr__(self, "center", checks.center(self.center, "center"))
 
     @property
     def frequencies(self) -> tuple[float, ...]:
@@ -71,24 +58,6 @@ class Features:
             octaves = math.ceil(math.log2(self.data_scale / self.length_scale))
             count = min(1 + max(octaves, 0), _MAX_FREQUENCIES)
         return tuple(math.pi / (2 * self.data_scale) * 2**k for k in range(count))
-
-    def inputs(self, x: Any, t: Any, name: str = "x") -> tuple[Array, Array]:
-        """x [N, D] and t [N] (float32 or wider), checked.
-
-        Raises:
-          TypeError: x is not floating point. ValueError: x is not [N, D] with the path's D, or t is
-            neither a scalar nor [N].
-        """
-        batch = self.path.batch_shape(x, name)
-        if len(batch) != 1:
-            raise ValueError(f"{name} must have shape [N, D], got {jnp.shape(x)}")
-        t = checks.time(t, "t", batch)
-        return jnp.asarray(x), t.astype(jnp.promote_types(t.dtype, jnp.float32))
-
-    def variances(self, t: Array) -> tuple[Array, Array]:
-        """[N] sigma^2 + alpha^2 s^2 and sigma^2 + alpha^2 S^2."""
-        alpha, variance = self.path.alpha(t), self.path.variance(t)
-        return tuple(variance + jnp.square(alpha * s) for s in (self.length_scale, self.data_scale))
 
     def noise_level(self, t: Array) -> Array:
         """[...] log(1 + n^2 / s^2) with n = sigma / alpha, flat where n >> S; 0 at t = 1."""
@@ -108,20 +77,6 @@ class Features:
         sin, cos = jnp.sin(0.5 * jnp.pi * level), jnp.cos(0.5 * jnp.pi * level)
         harmonics = (sin, cos, 2 * sin * cos, 1 - 2 * sin * sin)
         return jnp.stack((level, t, *shares, *harmonics), axis=-1).astype(dtype)
-
-    def centers(self, x: Array) -> Array:
-        """[N, D] c, for x [N, D].
-
-        Raises:
-          ValueError: `center` has neither one nor D entries.
-        """
-        center = jnp.asarray(self.center, x.dtype)
-        if center.shape not in ((), x.shape[-1:]):
-            raise ValueError(
-                f"center must be a number or have the trailing size of x, {x.shape[-1]}, "
-                f"got shape {center.shape}"
-            )
-        return jnp.broadcast_to(center.reshape((1,) * (2 - center.ndim) + center.shape), x.shape)
 
     def position(self, x: Array, t: Array) -> Array:
         """[N, (1 + 2 F) D] features of x [N, D] at t [N]: the standardised state, sines and cosines.

@@ -21,7 +21,7 @@ from egm.networks._features import (
     small_init,
 )
 from egm.networks.particles import Messages, message_fields, raw_outputs, rowwise, summed
-from egm.paths._gaussian_base import GaussianPath
+from egm.paths.gaussian import GaussianPath
 from egm.typing import Array
 
 Mixed = dict[str, Array]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from egm import checks
 from egm.networks._features import Features, check_fields, modulated, one_hot_tokens, small_init
-from egm.paths._gaussian_base import GaussianPath
+from egm.paths.gaussian import GaussianPath
 from egm.typing import Array
 
 Skip = Callable[[Array, Array], Array]

@@ -8,7 +8,7 @@ import math
 import jax.numpy as jnp
 
 from egm import checks
-from egm.paths._gaussian_base import GaussianPath, Kernel, with_weight
+from egm.paths.gaussian import GaussianPath, Kernel, with_weight
 from egm.typing import Array, Moments
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, random
-from egm.paths._gaussian_base import GaussianPath
+from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Key, ModelFn, Path, PyTree
 
 

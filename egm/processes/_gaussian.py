@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives
-from egm.paths._gaussian_base import GaussianPath
+from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Gaussian, ModelFn
 
 MAX_DIMENSION = 64

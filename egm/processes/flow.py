@@ -13,7 +13,7 @@ from typing import Literal
 import jax.numpy as jnp
 
 from egm import checks
-from egm.paths._gaussian_base import GaussianPath
+from egm.paths.gaussian import GaussianPath
 from egm.processes import _gaussian
 from egm.typing import Array, Key, ModelFn
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, random
-from egm.paths._gaussian_base import GaussianPath
+from egm.paths.gaussian import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 from egm.typing import Array, Key, ModelFn, Process, PyTree

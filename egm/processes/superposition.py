@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
-from egm.paths._gaussian_base import GaussianPath
+from egm.paths.gaussian import GaussianPath
 from egm.processes.diffusion import DiffusionProcess
 from egm.processes.flow import FlowProcess
 from egm.typing import Array, Key, ModelFn

@@ -1,0 +1,67 @@
+"""Local bootstrapping: phi by its exact local recursion (h -> 0), the generator read off phi."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from egm import bootstrap, checks, losses, random
+from egm.algorithms._shared import check_fields, with_skip
+from egm.paths import MaskedPath
+from egm.typing import Apply, Array, Energy, ModelFn, Path, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalBootstrap:
+    """phi by its exact local recursion, the generator read off it locally (h -> 0), without samples.
+
+    On tokens one site is revealed in every colour; on Gaussian paths a short step is taken to the
+    sigma points of the proposal (`egm.bootstrap.local_target`), and the score is the gradient of phi.
+
+    Attributes:
+      path: the path.
+      apply: g, `[N] = apply(params, x, t)`.
+      num_steps: of the grid `path.times` that a step is taken on, on Gaussian paths.
+      skip: as for `Bootstrap`.
+      draws_by_weight: whether x_1 is drawn by path weight.
+    """
+
+    path: Path
+    apply: Apply
+    num_steps: int = 100
+    skip: Callable[[Energy], ModelFn] | None = None
+    draws_by_weight: bool = True
+
+    def __post_init__(self):
+        check_fields(self, ("apply",))
+        checks.positive_int(self.num_steps, "num_steps")
+
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+        """An upper bound: -E stands in few states of a call."""
+        count = bootstrap.num_local_states(self.path, event_shape)
+        last = self.path.vocab_size if isinstance(self.path, MaskedPath) else 0
+        return last, 0, count
+
+    def generator(self, params: PyTree, energy: Energy) -> ModelFn:
+        """See `Algorithm`; where x_1 is all but known the energy itself gives the generator."""
+        g = bootstrap.relative_boundary(energy, self._g(params, energy), self.path)
+        return bootstrap.LocalGenerator(self.path, g)
+
+    def loss(self, keys, params, target_params, x_1, t, energy):
+        """See `Algorithm`."""
+        k_noise, k_local = random.split(keys)
+        x_t = random.per_example(self.path.sample, k_noise, x_1, t)
+        g = bootstrap.relative_boundary(energy, self._g(target_params, energy), self.path)
+        target = bootstrap.local_target(k_local, g, self.path, x_t, t, self.num_steps)
+        prediction = self._g(params, energy)(x_t, t)
+        # The target is exact given the target parameters: no mean of an exponential is being estimated.
+        loss = losses.log_marginal_loss(target, prediction, ~self.path.determined(x_t), _squared)
+        return loss, {}
+
+    def _g(self, params, energy):
+        return with_skip(self.apply, params, self.skip, energy)
+
+
+def _squared(target: Array, prediction: Array) -> Array:
+    return (target - prediction) ** 2

@@ -1,0 +1,64 @@
+"""Weighted conditional loss: the sampler itself is the SNIS proposal, x_1 drawn by path weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+
+from egm import checks, random
+from egm.algorithms._shared import check_fields, compare
+from egm.typing import Apply, Array, Energy, Head, Key, ModelFn, Path, PyTree, State
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighted:
+    """The sampler itself as the SNIS proposal: conditional targets on x_1 drawn by path weight.
+
+    Attributes:
+      path: the path.
+      head: what the network's output stands for.
+      apply: the network.
+      energy_targets: let targets use the energy where it offers more than its value (Rao-Blackwell
+        targets from single-site conditionals, target scores from its gradient).
+    """
+
+    path: Path
+    head: Head
+    apply: Apply
+    energy_targets: bool = True
+    draws_by_weight: bool = True
+
+    def __post_init__(self):
+        check_fields(self, ("apply",))
+        checks.flag(self.energy_targets, "energy_targets")
+
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+        """Those of the head."""
+        generator, target = self.head.energy_evaluations(energy, event_shape)
+        return 0, generator, generator + target * self.energy_targets
+
+    def generator(self, params: PyTree, energy: Energy) -> ModelFn:
+        """See `Algorithm`."""
+        return lambda x, t: self.head.generator(self.apply(params, x, t), x, t, energy)
+
+    def differentiable(self, keys: Key, x_1: State, t: Array, energy: Energy) -> tuple[Array, int]:
+        """(whether targets may use the gradient of the energy around x_1 at t, evaluations of E spent).
+
+        Args:
+          keys: [B]. x_1: states with one batch axis B. t: [B]. energy: E, annealed.
+        """
+        count = self.head.probe_evaluations(energy) if hasattr(self.head, "probe_evaluations") else 0
+        if not self.energy_targets or not count:
+            told = getattr(energy, "differentiable", True) if self.energy_targets else True
+            return jnp.asarray(told, bool), 0
+        x_t = random.per_example(self.path.sample, keys, x_1, t)
+        return self.head.differentiable(x_1, x_t, t, energy), t.shape[0] * count
+
+    def loss(self, keys, params, target_params, x_1, t, energy):
+        """See `Algorithm`."""
+        del target_params
+        x_t = random.per_example(self.path.sample, keys, x_1, t)
+        target = self.head.conditional_target(x_1, x_t, t, energy if self.energy_targets else None)
+        return compare(self.head, target, self.apply(params, x_t, t), x_t, t, energy)

@@ -1,0 +1,276 @@
+"""The head on R^d: score and posterior variance about the closed form of a normal target.
+
+score = c [c (-grad E)(x/alpha)/alpha] + (1 - c) (alpha m - x)/(sigma_t^2 + alpha_t^2 S^2) + F/b, with F the
+network's output (see `ScoreHead`); conditional targets mix the energy's score with the noise's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import checks, divergences, smoothness
+from egm.paths.gaussian import GaussianPath
+from egm.typing import Array, Energy, Gaussian, Path
+
+
+class ConditionalScore(NamedTuple):
+    """A conditional target on a Gaussian path.
+
+    Attributes:
+      score: [B, D].
+      x_1: [B, D] the data that it comes from.
+      weight: [B] of its loss, a function of t: that of the noise alone is as wide as b / sigma, so that
+        a mean over t would hang on its end. None for ones.
+    """
+
+    score: Array
+    x_1: Array
+    weight: Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreHead:
+    """[B, D, 2] that stand for the score and for the posterior variance on a Gaussian path.
+
+    With b^2 = sigma_t^2 + alpha_t^2 s^2, c = alpha_t^2 s^2 / b^2 and (F, G) the two channels,
+      score = c [c (-grad E)(x/alpha)/alpha] + (1 - c) (alpha m - x)/(sigma_t^2 + alpha_t^2 S^2) + F/b,
+      Var[x_1 | x_t] = S^2 sigma_t^2 / (sigma_t^2 + alpha_t^2 S^2) exp(G),
+    the bracket being the score where E is that of a normal distribution of scale s (on a subspace the
+    variance is that times its dimension over D). So an output of zero is exact for a normal target
+    N(m, S^2 I) at every t, with its energy where s = S, and for any target at t = 1. The same c mixes
+    the two forms of a conditional score: grad E at x_1 (target-score form) and the noise.
+
+    Attributes:
+      path: the Gaussian path.
+      length_scale: s, the scale below which E is close to a normal distribution's.
+      data_scale: S, the extent of the target (of the annealing's reference).
+      center: m, a number or a tuple of D.
+      energy_skip: start from the energy's own score; without it c = 0 in the score's first two terms.
+      target_score: use grad E in conditional targets where exp(-E) has no jump (below).
+      max_target_norm: cut b |score| of targets at this multiple of sqrt(D); None for no cut.
+      max_drift_norm: the same for the model's score, and always at most 10 for the skip's bracket.
+
+    The target-score form has the right mean only where exp(-E) is continuous and grad E its gradient:
+    where E jumps or has a wall (+inf), is constant by pieces, or hides its gradient, the mean lacks what
+    the jump adds, and stays wrong however much is trained. So a conditional target asks first, by
+    `differentiable`, and is the noise alone for the whole batch where the answer is no. (The mixing
+    weight may depend on x_t and t, but a choice by x_1 would bias smooth energies.) An energy answers
+    for itself by an attribute `differentiable`, a bool; `make_iteration` asks once an iteration.
+
+    Source: preconditioning after arXiv 2206.00364; target score matching, arXiv 2402.08667.
+    """
+
+    path: Path
+    length_scale: float = 1.0
+    data_scale: float = 1.0
+    center: float | tuple[float, ...] = 0.0
+    energy_skip: bool = True
+    target_score: bool = True
+    max_target_norm: float | None = None
+    max_drift_norm: float | None = None
+
+    def __post_init__(self):
+        for name in ("length_scale", "data_scale"):
+            object.__setattr__(self, name, checks.positive_float(getattr(self, name), name))
+        for name in ("max_target_norm", "max_drift_norm"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, checks.positive_float(getattr(self, name), name))
+        if not isinstance(self.path, GaussianPath):
+            raise TypeError(f"path must be a Gaussian path, got {self.path!r:.80}")
+        for name in ("energy_skip", "target_score"):
+            checks.flag(getattr(self, name), name)
+        object.__setattr__(self, "center", checks.center(self.center, "center"))
+
+    def generator(self, output: Array, x_t: Array, t: Array, energy: Energy | None = None) -> Gaussian:
+        """The velocity, score and posterior variance, [B, D] each; without E the skip has c = 0."""
+        level = self._level(t, x_t)
+        normalised, _ = self._clip(self._normalised(output, x_t, level, energy), self.max_drift_norm)
+        score = normalised / level.spread
+        velocity = self.path.velocity_from_score(score, x_t, t)
+        return Gaussian(velocity, score, self._base_variance(level, x_t) * jnp.exp(_log_factor(output)))
+
+    def conditional_target(
+        self, x_1: Array, x_t: Array, t: Array, energy: Energy | None = None
+    ) -> ConditionalScore:
+        """The mix of the two forms of the conditional score.
+
+        Without E, where it is not `differentiable`, and where its gradient is not finite, it is the noise
+        alone; at t = 1, where there is none, what is left of the mix.
+        """
+        level = self._level(t, x_t)
+        noisy = level.variance > 0
+        score = (level.alpha * x_1 - x_t) / jnp.where(noisy, level.variance, 1.0)
+        share = (level.variance / level.spread**2)[:, 0]
+        if energy is not None and self.target_score:
+            smooth = self.differentiable(x_1, x_t, t, energy)
+            # (1 - c)/sigma^2 = 1/b^2: finite at t = 1.
+            noise = (level.alpha * x_1 - x_t) / level.spread**2
+            own = _score(energy, x_1, self.path)
+            finite = jnp.all(jnp.isfinite(own), axis=-1, keepdims=True)
+            mix = level.gate * jnp.where(finite, own, 0.0) / level.alpha + noise
+            score = jnp.where(finite & (smooth | ~noisy), mix, score)
+            # By the choice for the whole batch: a weight that went by x_1 would move the mean.
+            share = jnp.where(smooth, 1.0, share)
+        return ConditionalScore(score, x_1, share)
+
+    def differentiable(self, x_1: Array, x_t: Array, t: Array, energy: Energy) -> Array:
+        """Whether conditional targets may use grad E: a scalar bool, by what E says of itself or a probe.
+
+        The probe (`egm.smoothness`) follows E from up to 64 of the x_1 through x_t / alpha to as far on
+        the other side, which is where the noise of their times reaches.
+        """
+        if not self.target_score:
+            return jnp.ones((), bool)
+        told = getattr(energy, "differentiable", None)
+        if told is not None:
+            return jnp.asarray(told, bool)
+        batch = x_1.shape[0]
+        rows = jnp.asarray(_spread(batch))
+        level = self._level(t, x_t)
+        start = x_1[rows]
+        stop = 2 * x_t[rows] / level.alpha[rows] - start
+        part = energy.rows(rows) if hasattr(energy, "rows") else energy
+        start, stop = jax.lax.stop_gradient((start, stop))
+        return jax.lax.stop_gradient(smoothness.is_smooth(smoothness.probe_segments(part, start, stop)))
+
+    def divergence(
+        self,
+        target: Array | ConditionalScore,
+        output: Array,
+        x_t: Array,
+        t: Array,
+        energy: Energy | None = None,
+    ) -> Array:
+        """[B] b^2 |score - target|^2 / D, and for a conditional target that of the variance too.
+
+        A conditional target may bring a weight for the first: sigma^2 / b^2 where it is the noise alone.
+
+        The variance's is the Itakura-Saito divergence from the squared residual of x_1, whose minimiser
+        is the mean square around the model's own posterior mean (its error included).
+
+        Args:
+          target: velocities [B, D] (an `Estimate`'s) or a `ConditionalScore`.
+          output: [B, D, 2]. x_t: [B, D]. t: [B]. energy: E or None, as for `generator`.
+        """
+        level = self._level(t, x_t)
+        prediction = self._normalised(output, x_t, level, energy)
+        wanted, _ = self._target(target, x_t, t, level)
+        loss = divergences.squared_error(wanted, prediction) / self._dimension(x_t)
+        if not isinstance(target, ConditionalScore):
+            return loss
+        if target.weight is not None:
+            loss = loss * target.weight
+        residual = level.alpha * target.x_1 - x_t - level.variance / level.spread * prediction
+        base = level.alpha**2 * self._base_variance(level, x_t)
+        # At t = 1 there is nothing to learn: no variance is left.
+        ratio = jnp.where(base > 0, residual**2 / jnp.where(base > 0, base, 1.0), 1.0)
+        return loss + divergences.itakura_saito(ratio, _log_factor(output)) / x_t.shape[-1]
+
+    def metrics(self, target, output, x_t, t, energy=None) -> dict[str, Array]:
+        """The fractions of targets and of the model's scores that were cut."""
+        level, found = self._level(t, x_t), {}
+        if self.max_target_norm is not None:
+            found["target_clipped"] = jnp.mean(self._target(target, x_t, t, level)[1])
+        if self.max_drift_norm is not None:
+            prediction = self._normalised(output, x_t, level, energy)
+            found["drift_clipped"] = jnp.mean(self._clip(prediction, self.max_drift_norm)[1])
+        return found
+
+    def probe_evaluations(self, energy: Energy) -> int:
+        """Evaluations of E an example in `differentiable`."""
+        known = not self.target_score or getattr(energy, "differentiable", None) is not None
+        return 0 if known else smoothness.NUM_EVALUATIONS
+
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+        """One gradient each."""
+        return int(self.energy_skip), int(self.target_score)
+
+    def _level(self, t, x):
+        batch = self.path.batch_shape(x, "x_t")
+        if len(batch) != 1:
+            raise ValueError(f"x_t must have shape [B, D], got {x.shape}")
+        t = checks.time(t, "t", batch)[:, None]
+        alpha, variance = self.path.alpha(t).astype(x.dtype), self.path.variance(t).astype(x.dtype)
+        signal = alpha**2 * self.length_scale**2
+        return _Level(alpha, variance, jnp.sqrt(variance + signal), signal / (variance + signal))
+
+    def _base_variance(self, level, x):
+        broad = level.variance + level.alpha**2 * self.data_scale**2
+        # A coordinate of isotropic noise on a subspace has less variance than one of the whole space.
+        share = self._dimension(x) / x.shape[-1]
+        return self.data_scale**2 * level.variance / broad * share
+
+    def _normalised(self, output, x, level, energy):
+        """[B, D] b times the score."""
+        output = checks.float_array(output, "output")
+        if output.shape != (*x.shape, 2):
+            raise ValueError(f"output must have shape {(*x.shape, 2)}, got {output.shape}")
+        center = jnp.broadcast_to(jnp.asarray(self.center, x.dtype), x.shape)
+        broad = level.variance + level.alpha**2 * self.data_scale**2
+        skip = level.spread * (level.alpha * center - x) / broad
+        if self.energy_skip and energy is not None:
+            own = level.gate * level.spread / level.alpha * _score(energy, x / level.alpha, self.path)
+            own, _ = self._clip(own, min(self.max_drift_norm or 10.0, 10.0))
+            skip = level.gate * own + (1 - level.gate) * skip
+        return self.path.project(skip + checks.wide(output)[..., 0])
+
+    def _target(self, target, x, t, level):
+        """(b times the target score [B, D], whether it was cut [B])."""
+        score = target.score if isinstance(target, ConditionalScore) else None
+        if score is None:
+            # No estimate is valid at t = 1, where the linear path's velocity does not tell the score.
+            score = jnp.where(level.variance > 0, self.path.score_from_velocity(target, x, t), 0.0)
+        return self._clip(jax.lax.stop_gradient(level.spread * score), self.max_target_norm)
+
+    def _clip(self, normalised, limit):
+        if limit is None:
+            return normalised, jnp.zeros(normalised.shape[0], bool)
+        # NaN is cut to 0, and counts. The factor is differentiated too: a flow's determinant needs it.
+        finite = jnp.all(jnp.isfinite(normalised), axis=-1, keepdims=True)
+        normalised = jnp.where(finite, normalised, 0.0)
+        most = limit * self._dimension(normalised) ** 0.5
+        # Scaled first, so that squares do not overflow.
+        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(normalised), axis=-1, keepdims=True))
+        unit = jnp.maximum(largest, most)
+        square = jnp.sum(jnp.square(normalised / unit), axis=-1, keepdims=True)
+        share = (most / unit) ** 2
+        factor = jnp.where(square > share, jnp.sqrt(share / jnp.maximum(square, share)), 1.0)
+        return normalised * factor, ~(finite & (square <= share))[:, 0]
+
+    def _dimension(self, x):
+        return self.path.dimension(x.shape[-1])
+
+
+class _Level(NamedTuple):
+    """alpha, sigma^2, b and c at the times of a batch, [B, 1] each."""
+
+    alpha: Array
+    variance: Array
+    spread: Array
+    gate: Array
+
+
+def _spread(batch: int, most: int = 64) -> np.ndarray:
+    """Indices of up to `most` examples, evenly over the batch."""
+    return np.arange(min(batch, most)) * batch // min(batch, most) if batch else np.zeros(0, np.int32)
+
+
+def _score(energy: Callable[[Array], Array], x: Array, path: Path) -> Array:
+    """[B, D] -grad E on the path's space."""
+    checks.function(energy, "energy")
+
+    def total(y):
+        return jnp.sum(checks.model_output(energy(y), "energy", y.shape[:1]))
+
+    return -path.project(jax.grad(total)(x))
+
+
+def _log_factor(output: Array) -> Array:
+    """G, bounded so that no exponential overflows."""
+    return 8.0 * jnp.tanh(checks.wide(output)[..., 1] / 8.0)

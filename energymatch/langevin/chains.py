@@ -1,0 +1,215 @@
+"""Langevin dynamics in a potential at a temperature that may change with time.
+
+dx = -grad[V(x) + eps(t) sum_j U_j(x)] dt + sqrt(2 eps(t)) dW, V the potential and U_j extra energies in
+nats (a likelihood, an interaction): at a fixed eps its equilibrium is exp(-V/eps - sum_j U_j). `sample`
+runs chains in one `lax.scan`; `init` and `step` are for loops of one's own. Shape letters: B chains,
+*event the axes of one state, T saved states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import checks, collectives, random
+from egm.typing import Array, Key
+from energymatch.langevin import methods
+from energymatch.langevin import state as state_
+from energymatch.langevin.state import (
+    METHODS,
+    LangevinInfo,
+    LangevinState,
+    Temperature,
+    check_bounds,
+    check_settings,
+    check_step_size,
+    check_time,
+    evaluate,
+    start_inside,
+)
+from energymatch.potential import Potential
+
+
+class Samples(NamedTuple):
+    """What `sample` returns.
+
+    Attributes:
+      x: [B, *event] at the last time.
+      states: [T, B, *event] the saved states, x_0 first, or None.
+      times: their times, [T] or, where clocks differ, [T, B]; or None.
+      acceptance: [B] mean over steps of the acceptance probability.
+      num_nonfinite: [B] int32, steps in which a non-finite proposal held the chain where it was.
+      num_outside: [B] int32, 1 where the start lay outside `bounds` and was reflected in; None without.
+    """
+
+    x: Array
+    states: Array | None
+    times: Array | None
+    acceptance: Array
+    num_nonfinite: Array
+    num_outside: Array | None = None
+
+
+def reflect(x: Array, bounds: tuple[float, float]) -> Array:
+    """x of any shape folded into [lo, hi] at the walls, however often that takes.
+
+    Raises:
+      TypeError, ValueError: `x` is not floating, `bounds` is no pair lo < hi.
+    """
+    x = checks.float_array(x, "x")
+    bounds = check_bounds(bounds)
+    return x if bounds is None else state_.reflect(x, bounds)[0]
+
+
+def init(potential: Potential, x: Array, *, energies: Sequence[Potential] = ()) -> LangevinState:
+    """The state of chains at x.
+
+    Args:
+      potential: V(x) -> [B].
+      x: [B, *event]; the chains are in float32 where it is narrower.
+      energies: U_j, each [B, *event] -> [B], or -> a scalar (a term that couples the batch).
+
+    Raises:
+      TypeError: `x` or an output is not floating, or `energies` is no sequence of functions.
+      ValueError: V or U has another shape than stated.
+    """
+    settings = check_settings(potential, 0.0, energies, METHODS[0], None)
+    return evaluate(settings, checks.float_array(x, "x", min_ndim=1))
+
+
+def step(
+    key: Key,
+    state: LangevinState,
+    t: float | Array,
+    *,
+    potential: Potential,
+    temperature: Temperature,
+    step_size: float | Array,
+    energies: Sequence[Potential] = (),
+    method: str = "euler_maruyama",
+    bounds: tuple[float, float] | None = None,
+    axis_name: str | None = None,
+) -> tuple[LangevinState, LangevinInfo]:
+    """One step of length h from t to t + h.
+
+    With G = grad V + eps(t) sum_j grad U_j and one normal eta:
+      "euler_maruyama": x - h G(x, t) + sqrt(2 eps(t) h) eta. Its stationary law is off by O(h).
+      "heun": predictor and corrector with the same noise, x - h (G(x, t) + G(x', t + h))/2 + noise of
+        variance (eps(t) + eps(t + h)) h, with x' the Euler step; two evaluations of V.
+      "mala": the Euler step as a proposal at the temperature eps(t), accepted by Metropolis' test with
+        the forward and backward proposal densities: exact for every h at a fixed temperature. Where
+        eps(t) = 0 it is a gradient step that is always accepted.
+
+    A proposal that is not finite, or where V, U or their gradients are not, leaves its chain where it
+    was and is counted. V or U = +inf is zero density: "mala" rejects it without counting.
+
+    Args:
+      key: a typed key, folded with the global index of each chain, or [B] keys.
+      state: from `init` with the same potential and energies, or from a step before.
+      t: time, a scalar or [B].
+      potential: V(x) -> [B].
+      temperature: eps, a scalar, [B], or a function of t such as
+        `functools.partial(schedules.temperature, tau_star=.8, epsilon_max=.15)`.
+      step_size: h, a number, a traced scalar or [B].
+      energies: U_j as in `init`. Terms that couple the batch see the other chains' proposals; "mala"
+        takes terms of one example each only.
+      method: one of METHODS.
+      bounds: (lo, hi) of each coordinate, walls that reflect: a move with noise is folded into the box, one
+        without (eps = 0) stops at the wall. "mala" tests its folded proposals as moves of the density
+        continued evenly at the walls, hence is exact for the density cut to the box. A chain that stands
+        outside is reflected in, in place of its step, and counted.
+      axis_name: the mapped axis over which the chains are split.
+
+    Returns:
+      (state, info). One evaluation of V, grad V and U, grad U; two for "heun".
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type, shape or value; a scalar energy with "mala".
+
+    Source: Energy Matching (arXiv 2504.10612), sampling; MALA: Roberts and Tweedie (1996).
+    """
+    settings = check_settings(potential, temperature, energies, method, bounds)
+    batch = checks.instance(state, LangevinState, "state").x.shape[0]
+    if bool(settings.energies) != (state.energy is not None):
+        raise ValueError("energies must be those that the state was made with by init")
+    t, step_size = check_time(t, "t", batch), check_step_size(step_size, batch)
+    return methods.move(random.example_keys(key, batch, axis_name), state, t, step_size, settings)
+
+
+def sample(
+    key: Key,
+    potential: Potential,
+    x_0: Array,
+    *,
+    num_steps: int,
+    step_size: float | Array,
+    temperature: Temperature,
+    t_0: float | Array = 0.0,
+    energies: Sequence[Potential] = (),
+    method: str = "euler_maruyama",
+    bounds: tuple[float, float] | None = None,
+    save_every: int | None = None,
+    axis_name: str | None = None,
+) -> Samples:
+    """Chains from x_0 over the times t_k = t_0 + k h, k = 0..num_steps.
+
+    Step k of chain b takes the key `fold_in(keys[b], k)`, keys the [B] keys or `fold_in(key, global b)`: the
+    same numbers come from a loop of `step`.
+
+    Args:
+      key: a typed key, or [B] keys.
+      potential: V(x) -> [B], called num_steps + 1 times with its gradient (2 num_steps + 1 for "heun").
+      x_0: [B, *event].
+      num_steps: number of steps.
+      step_size: h, as in `step`.
+      temperature: eps, as in `step`.
+      t_0: time of x_0, a scalar or [B] (chains started at data and at the prior have clocks apart).
+      energies, method, bounds, axis_name: as in `step`. Starts outside the bounds raise where they are
+        known; traced ones are reflected in and counted.
+      save_every: keep every so many states, x_0 and the last one included; must divide num_steps. None
+        keeps the end only. Memory goes to what is kept.
+
+    Returns:
+      Samples.
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type, shape or value; a known x_0 outside `bounds`.
+    """
+    settings = check_settings(potential, temperature, energies, method, bounds)
+    num_steps = checks.positive_int(num_steps, "num_steps")
+    every = num_steps if save_every is None else checks.positive_int(save_every, "save_every")
+    if num_steps % every:
+        raise ValueError(f"save_every must divide num_steps = {num_steps}, got {save_every}")
+    x_0, num_outside = start_inside(x_0, "x_0", settings.bounds)
+    batch = x_0.shape[0]
+    t_0, step_size = check_time(t_0, "t_0", batch), check_step_size(step_size, batch)
+    keys = random.example_keys(key, batch, axis_name)
+
+    def time(k):
+        return t_0 + k * step_size
+
+    def body(carry, k):
+        state, acceptance, num_nonfinite = carry
+        keys_k = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
+        state, info = methods.move(keys_k, state, time(k), step_size, settings)
+        return (state, acceptance + info.acceptance, num_nonfinite + info.num_nonfinite), None
+
+    def block(carry, ks):
+        carry, _ = jax.lax.scan(body, carry, ks)
+        return carry, (carry[0].x if save_every is not None else None)
+
+    state = init(potential, x_0, energies=settings.energies)
+    start = (state, jnp.zeros(batch, state.x.dtype), jnp.zeros(batch, jnp.int32))
+    like, _ = jax.eval_shape(body, start, 0)
+    start = collectives.varying_like(start, like)
+    steps = np.arange(num_steps, dtype=np.int32).reshape(-1, every)
+    (state, acceptance, num_nonfinite), states = jax.lax.scan(block, start, steps)
+    times = None
+    if save_every is not None:
+        states = jnp.concatenate([start[0].x[None], states])
+        times = jax.vmap(time)(np.arange(0, num_steps + 1, every))
+    return Samples(state.x, states, times, acceptance / num_steps, num_nonfinite, num_outside)

@@ -1,0 +1,144 @@
+"""The contrastive term: lambda_cd (E_data V - E_negatives V), optionally trimmed and clamped."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from egm import checks, collectives, importance
+from egm.typing import Array
+from energymatch.losses import reductions
+
+
+def contrastive_divergence_loss(
+    data_values: Array,
+    negative_values: Array,
+    *,
+    weight: float = 1.0,
+    trim: float = 0.0,
+    floor: float | None = None,
+    limit: float | None = None,
+    log_weights: Array | None = None,
+    energy_l2: float = 0.0,
+    axis_name: str | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """weight * (mean V on data - mean V on negatives), whose gradient is epsilon times the likelihood's.
+
+    A value that is not finite (of a datum or a negative) has weight zero; the others share its weight.
+    Where no datum or no negative is left the loss is zero: one mean alone would depend on V's constant.
+
+    The contrast runs away where its negatives cannot follow V: it then lifts V at states that the model has
+    long left, without end. With a `limit` a negative that far above the data, and its share of the data,
+    counts no more, and where the gap itself is beyond the limit the contrast waits: V goes on with the flow
+    loss alone, and the chains with it, until they have come down.
+
+    Args:
+      data_values: [N] V on data.
+      negative_values: [M] V on samples of the model, which are constants.
+      weight: lambda_cd.
+      trim: fraction of the negatives, those of the highest V, that are dropped (of all devices together).
+      floor: the weighted difference is cut to at least -floor, beyond which it has no gradient.
+      limit: negatives with V this far above the 90% quantile of V on the data have no say, and the loss is
+        that of the others times their share of the weight; it is 0 where the mean of V on the data is
+        this far below that on the negatives. None for none; `negative_limit` has one that samples of the
+        model do not reach.
+      log_weights: [M] log-weights of the negatives (annealed importance sampling), self-normalised over
+        all devices; without gradient.
+      energy_l2: factor of a penalty (mean V^2 on data + mean V^2 on negatives).
+      axis_name: mapped axis over which both batches are split.
+
+    Returns:
+      (scalar local loss, metrics data_energy, negative_energy, energy_gap (data - negatives),
+      negative_ess, nonfinite_data and nonfinite_negatives (fractions), floored (0 or 1), contrast_kept (the
+      share of the negatives within the limit) and diverging (1 where the gap exceeds the limit on either
+      side, or no negative is within it: V is not being fitted, whatever the loss says)).
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Source: Energy Matching (arXiv 2504.10612), L_CD and its clamp and trim; the L2 penalty: Du and
+    Mordatch (2019).
+    """
+    data_values = checks.wide(checks.float_array(data_values, "data_values", min_ndim=1))
+    negative_values = checks.wide(checks.float_array(negative_values, "negative_values", min_ndim=1))
+    for name, values in (("data_values", data_values), ("negative_values", negative_values)):
+        if values.ndim != 1 or values.size == 0:
+            raise ValueError(f"{name} must be a vector of at least 1, got shape {values.shape}")
+    weight = checks.positive_float(weight, "weight", allow_zero=True)
+    energy_l2 = checks.positive_float(energy_l2, "energy_l2", allow_zero=True)
+    trim = checks.below_one(trim, "trim")
+    if log_weights is None:
+        log_weights = jnp.zeros_like(negative_values)
+    log_weights = checks.wide(checks.float_array(log_weights, "log_weights"))
+    if log_weights.shape != negative_values.shape:
+        raise ValueError(f"log_weights must have shape {negative_values.shape}, got {log_weights.shape}")
+    keep = reductions.lowest(jax.lax.stop_gradient(negative_values), trim, axis_name)
+    log_weights = jnp.where(keep, jax.lax.stop_gradient(log_weights), -jnp.inf)
+    data, data_ess = reductions.weighted_means(data_values, jnp.zeros_like(data_values), axis_name)
+    negative, negative_ess = reductions.weighted_means(negative_values, log_weights, axis_name)
+    gap = jnp.where((data_ess > 0) & (negative_ess > 0), data[0] - negative[0], 0.0)
+    # The switches of limit and floor are those of the whole batch.
+    global_gap = collectives.pmean(jax.lax.stop_gradient(gap), axis_name)
+    contrast, kept = gap, jnp.ones((), gap.dtype)
+    diverging = jnp.zeros((), gap.dtype)
+    if limit is not None:
+        limit = checks.positive_float(limit, "limit")
+        ceiling = _quantile(data_values, axis_name) + limit
+        within = jnp.where(jax.lax.stop_gradient(negative_values) <= ceiling, log_weights, -jnp.inf)
+        near, near_ess = reductions.weighted_means(negative_values, within, axis_name)
+        # Cut, so that one chain that is far away does not decide for all.
+        cut = jnp.minimum(jax.lax.stop_gradient(negative_values), ceiling + limit)
+        cut, _ = reductions.weighted_means(cut, log_weights, axis_name)
+        cut_gap = collectives.pmean(jax.lax.stop_gradient(data[0]) - cut[0], axis_name)
+        kept = _share(negative_values, within, log_weights, axis_name)
+        follows = (data_ess > 0) & (near_ess > 0) & (cut_gap >= -limit)
+        contrast = jnp.where(follows, kept * (data[0] - near[0]), 0.0)
+        known = (data_ess > 0) & (negative_ess > 0)
+        diverging = (known & (~follows | (cut_gap > limit))).astype(gap.dtype)
+        global_gap = collectives.pmean(jax.lax.stop_gradient(contrast), axis_name)
+    loss, floored = weight * contrast, jnp.zeros((), gap.dtype)
+    if floor is not None:
+        floor = checks.positive_float(floor, "floor", allow_zero=True)
+        below = weight * global_gap < -floor
+        loss, floored = jnp.where(below, -floor, loss), below.astype(gap.dtype)
+    if energy_l2:
+        loss = loss + energy_l2 * (data[1] + negative[1])
+    metrics = {
+        "data_energy": data[0],
+        "negative_energy": negative[0],
+        "energy_gap": gap,
+        "negative_ess": negative_ess,
+        "nonfinite_data": 1 - jnp.mean(jnp.isfinite(data_values)),
+        "nonfinite_negatives": 1 - jnp.mean(jnp.isfinite(negative_values)),
+        "floored": floored,
+        "contrast_kept": kept,
+        "diverging": diverging,
+    }
+    return loss, jax.lax.stop_gradient(metrics)
+
+
+def negative_limit(dim: int, epsilon: float) -> float:
+    """epsilon (D + 10): how far above the data V may lie at a negative that counts, D = `dim` elements.
+
+    At equilibrium V of a state is above its minimum by epsilon D/2 with deviation epsilon sqrt(D/2) in a
+    quadratic well. Twice that and 10 nats more is out of reach: a negative there lags behind V.
+
+    Raises:
+      TypeError, ValueError: an argument is no positive number.
+    """
+    return checks.positive_float(epsilon, "epsilon") * (checks.positive_int(dim, "dim") + 10)
+
+
+def _quantile(data_values: Array, axis_name: str | None) -> Array:
+    """The 90% quantile of the finite ones of all devices' values, without gradient."""
+    data = collectives.all_gather(jax.lax.stop_gradient(data_values), axis_name)
+    return jnp.nanquantile(jnp.where(jnp.isfinite(data), data, jnp.nan), 0.9)
+
+
+def _share(values: Array, kept: Array, log_weights: Array, axis_name: str | None) -> Array:
+    """The part of the weight exp(log_weights) of finite values that `kept`, the same or -inf, has."""
+    usable = jnp.where(jnp.isfinite(jax.lax.stop_gradient(values)), log_weights, -jnp.inf)
+    weights = importance.snis(usable, 0, axis_name).weights
+    total = lambda a: collectives.psum(jnp.sum(a), axis_name)
+    some = total(weights) > 0
+    return jnp.where(some, total(jnp.where(jnp.isfinite(kept), weights, 0.0)), 1.0)
