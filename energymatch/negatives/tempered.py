@@ -26,13 +26,16 @@ class Tempered:
     the masses of separate modes right, which plain persistent chains do not.
 
     Attributes:
-      num_rungs: R temperatures epsilon_max * factor^r.
-      factor: between neighbours.
+      num_rungs: R temperatures epsilon_max * factor^r; None for as many as reach HOTTEST, at most MAX_RUNGS.
+      factor: between neighbours; None for `tempering.factor_for` the dimension, at most MAX_FACTOR.
       num_steps: moves a rung and a training step.
-      step_size: of the coldest rung; rung r takes step_size * factor^(-r/2).
+      step_size: of the coldest rung; rung r takes step_size * factor^(-r/2), to begin with where they adapt.
       num_swaps: rounds of swaps a training step.
       method: of the moves, "mala" or "euler_maruyama".
-      bounds: (lo, hi) of each coordinate.
+      bounds: (lo, hi) of each coordinate, walls that reflect; a known start outside raises.
+      adapt: step sizes of "mala" follow the acceptance of each rung (`tempering.step`), up to the variance
+        of the data over epsilon_max. Chains whose steps stay too long for a V that becomes steeper stand
+        still, and the contrast then lifts V where they stand.
 
     Source: parallel tempering for energy-based learning: Desjardins et al. (2010).
     """
