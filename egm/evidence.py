@@ -36,6 +36,7 @@ from egm.simulate import path_log_weights, simulate_reverse
 from egm.typing import Array, Energy, Key, ModelFn, Path, Process, State, Trajectory
 
 _NUM_WIDTHS = 3
+_NUM_STARTS = 64  # rounds of draws of starts at most
 _NUM_LAST = 2  # levels at b = 1 after the full energy is reached
 
 
@@ -79,7 +80,8 @@ class Chains(NamedTuple):
     """States of W x G independent populations of C tempered chains each, W widths of their starts.
 
     Attributes:
-      x: states [W * G * C, *event], each population's in turn; each population's are equally weighted.
+      x: states [W * G * C, *event], each population's in turn; each population's are equally weighted,
+        and those of one that has not reached the full energy stand for nothing.
       log_z: [W, G] each population's estimate of log Z; the estimates of Z are unbiased but for the
         adaptation of the levels, so that a state of a population stands for its Z / C.
       acceptance: [W, G] mean acceptance probability of the moves.
@@ -425,8 +427,7 @@ def _population(flat, num_chains, num_moves, max_levels, ess_target, gradient, w
     """(leaves [C, ...], log Z, acceptance, number of levels, whether b = 1, non-finite states)."""
     flat = flat.widened(width)
     k_start, k_run = jax.random.split(key)
-    keys = jax.random.split(k_start, len(flat.parts))
-    leaves = [part.draw(k, num_chains) for part, k in zip(flat.parts, keys, strict=True)]
+    leaves, e, log_share = _starts(flat, num_chains, k_start)
     move = functools.partial(_moves, flat, gradient)
 
     def level(carry):
@@ -446,11 +447,39 @@ def _population(flat, num_chains, num_moves, max_levels, ess_target, gradient, w
         return (carry[6] <= _NUM_LAST) & (carry[5] < max_levels) & (carry[3] > -jnp.inf)
 
     zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    carry = (leaves, flat.energy(leaves), zero, zero, zero, none, none)
+    carry = (leaves, e, zero, log_share, zero, none, none)
     leaves, e, beta, log_z, accepted, levels, _ = jax.lax.while_loop(unfinished, level, carry)
     reached = (beta >= 1) & (log_z > -jnp.inf)
     log_z = jnp.where(reached, log_z, -jnp.inf)
     return leaves, log_z, accepted / levels, levels, reached, jnp.sum(~jnp.isfinite(e))
+
+
+def _starts(flat, num_chains, key):
+    """(leaves, E, log of a factor of Z): draws from p_0, again where E is infinite, until enough are not.
+
+    Behind walls a wide p_0 has few states of finite energy or none. The factor is the share of all draws
+    that are finite over that of the states, which the first level counts.
+    """
+
+    def draw(index):
+        keys = jax.random.split(jax.random.fold_in(key, index), len(flat.parts))
+        leaves = [part.draw(k, num_chains) for part, k in zip(flat.parts, keys, strict=True)]
+        return leaves, flat.energy(leaves)
+
+    def again(carry):
+        leaves, e, found, index = carry
+        new, new_e = draw(index)
+        pick = lambda a, b: jnp.where((e == jnp.inf).reshape(-1, *[1] * (a.ndim - 1)), a, b)
+        leaves = [pick(a, b) for a, b in zip(new, leaves, strict=True)]
+        return leaves, pick(new_e, e), found + jnp.sum(new_e < jnp.inf), index + 1
+
+    def too_few(carry):
+        return (jnp.sum(carry[1] < jnp.inf) < num_chains // 4) & (carry[3] < _NUM_STARTS)
+
+    leaves, e = draw(0)
+    leaves, e, found, rounds = jax.lax.while_loop(too_few, again, (leaves, e, jnp.sum(e < jnp.inf), 1))
+    kept = jnp.sum(e < jnp.inf)
+    return leaves, e, jnp.where(kept > 0, jnp.log(found / (kept * rounds)), 0.0)
 
 
 def _increment(slope: Array, rest: Array, ess_target: float) -> Array:

