@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egm import checks, collectives, importance, metrics, random
+from egm import checks, collectives, importance, metrics, random, summation
 from egm.checks import number
 from egm.typing import Array, Key
 from energymatch.likelihood.bridge import (
@@ -216,30 +216,31 @@ def log_partition(
     key_groups = layout.split(key_groups)[:, 0]
 
     def body(carry, level):
-        state, log_w, log_z = carry
+        state, total, log_z = carry
         index, b_from, b, h = level
-        log_w = log_w + layout.split(increment(state, b_from, b))
+        total = summation.add(total, layout.split(increment(state, b_from, b)))
         resampled = jnp.zeros(layout.groups, bool)
         if resample_below is not None:
-            record = importance.snis(log_w, axis=1)
+            record = importance.snis(summation.finish(total), axis=1)
             resampled = (record.ess < resample_below) & (record.ess > 0)
             state = resample(fold(key_groups, index), record.weights, resampled, state)
             log_z = log_z + jnp.where(resampled, record.log_mean, 0.0)
-            log_w = jnp.where(resampled[:, None], 0.0, log_w)
+            total = summation.Sum(*(jnp.where(resampled[:, None], 0.0, part) for part in total))
         state, info = problem.move(fold(key_moves, index), state, b, h, num_moves)
-        return (state, log_w, log_z), (*_totals(info), jnp.sum(resampled, dtype=jnp.int32))
+        return (state, total, log_z), (*_totals(info), jnp.sum(resampled, dtype=jnp.int32))
 
     zeros = jnp.zeros((layout.groups, layout.size), state.value.dtype)
-    start = (state, zeros, zeros[:, 0])
-    (state, log_w, log_z), (acceptance, num_bad, num_resampled) = _scan(body, start, levels(bridge))
-    total = log_z + importance.log_mean_exp(log_w, 1)
-    log_z_all = importance.log_mean_exp(total, 0, axis_name)
+    start = (state, summation.start(zeros), zeros[:, 0])
+    (state, total, log_z), (acceptance, num_bad, num_resampled) = _scan(body, start, levels(bridge))
+    log_w = summation.finish(total)
+    group_log_z = log_z + importance.log_mean_exp(log_w, 1)
+    log_z_all = importance.log_mean_exp(group_log_z, 0, axis_name)
     reach = probe(key_rays, potential, epsilon=epsilon, prior=prior, axis_name=axis_name)
     confined = reach.grows & ~(reach.log_mass > log_z_all + SURPLUS)
     log_weights = (log_z[:, None] + log_w).reshape(-1)
     reliability = importance.reliability(log_weights, axis_name)
     # The spread of few groups is itself uncertain: no less than that of chains, were they independent.
-    spread = metrics.log_mean_error(total, axis_name), metrics.log_mean_error(log_weights, axis_name)
+    spread = metrics.log_mean_error(group_log_z, axis_name), metrics.log_mean_error(log_weights, axis_name)
     # Two errors cover two standard deviations of the mean and what the tail may still hold.
     error = jnp.hypot(jnp.maximum(*spread), reliability.unseen / 2)
     return LogPartition(
@@ -306,13 +307,14 @@ def log_partition_upper(
     state = problem.init(problem.coordinates(x))
 
     def body(carry, level):
-        state, log_w = carry
+        state, total = carry
         index, b_from, b, h = level
         state, info = problem.move(fold(keys, index), state, b, h, num_moves)
-        return (state, log_w + increment(state, b_from, b)), _totals(info)
+        return (state, summation.add(total, increment(state, b_from, b))), _totals(info)
 
-    start = (state, jnp.zeros_like(state.value))
-    (_, log_w), (acceptance, num_bad) = _scan(body, start, levels(bridge), reverse=True)
+    start = (state, summation.start(jnp.zeros_like(state.value)))
+    (_, total), (acceptance, num_bad) = _scan(body, start, levels(bridge), reverse=True)
+    log_w = summation.finish(total)
     valid = jnp.isfinite(state.value) & jnp.isfinite(log_w)
     count = collectives.psum(jnp.sum(valid), axis_name)
     mean = collectives.psum(jnp.sum(jnp.where(valid, log_w, 0.0)), axis_name) / jnp.maximum(count, 1)
