@@ -629,13 +629,16 @@ def _lost_by_populations(missed, valid, log_z, log_seen, axis_name):
     unit = collectives.pmax(jnp.max(log_z), axis_name)
     unit = jnp.where(jnp.isfinite(unit), unit, 0.0)
     z = jnp.where(jnp.isfinite(log_z), jnp.exp(log_z - unit), 0.0)
-    lost = z * share
+    lost, kept = z * share, z * (1 - share)
     mean = total(jnp.sum(lost, axis=1)) / number
-    rest = total(jnp.sum(z - lost, axis=1)) / number
+    rest = total(jnp.sum(kept, axis=1)) / number
     # Few, skew numbers: what their spread tells is widened for that.
-    relative = jnp.stack([metrics.log_mean_error(jnp.log(row), axis_name) for row in lost])
+    spread = lambda rows: jnp.stack([metrics.log_mean_error(jnp.log(row), axis_name) for row in rows])
+    relative = spread(lost)
     log_mean = jnp.log(mean)
     beside = jnp.where((rest > 0) & (mean > 0), log_seen + log_mean - jnp.log(rest), -jnp.inf)
+    # What a population lacks in one part it has in the other, so that errors of a ratio add up.
+    relative = jnp.where(beside > unit + log_mean, relative + spread(kept), relative)
     each = jnp.maximum(unit + log_mean, beside)
     worst = jnp.argmax(each)
     error = jnp.where(mean > 0, relative * jnp.exp(each - unit), 0.0)
