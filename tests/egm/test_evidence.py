@@ -133,6 +133,7 @@ def test_what_no_chain_reaches_stays_unseen():
     assert "remain unseen" in evidence.message(found)
 
 
+@pytest.mark.slow
 def test_twenty_dimensions():
     """A normal, one of condition number 1e3, and two modes of which one is lost: one program for all."""
     path = paths.VarianceExplodingPath(0.2, 20.0, length_scale=0.2)
