@@ -15,10 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from egm import checks, collectives, importance, random
-from egm.paths import MaskedPath, ProductPath
-from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Energy, Key, ModelFn, Path, State
+from egm import checks, collectives, random
+from egm.paths.local import flat_call, with_tokens
+from egm.typing import Array, Energy, Key, LocalPath, ModelFn, Path, State
 
 
 def intermediate_time(t: Array, step: float) -> Array:
@@ -137,33 +136,14 @@ class LocalGenerator:
     def at_sites(self, x: Array, t: Array, sites: Array) -> Array:
         """[N, V] probabilities of the token at `sites` [N] of x [N, L]."""
         states = with_tokens(x, sites, self.path.vocab_size)
-        logits = _flat_call(self.log_density, states, t)
+        logits = flat_call(self.log_density, states, t)
         return jax.nn.softmax(logits, axis=0).T
-
-
-def with_tokens(x: Array, sites: Array, vocab_size: int) -> Array:
-    """[V, N, L] int32, the states x [N, L] with each token at site `sites` [N]."""
-    checks.positive_int(vocab_size, "vocab_size")
-    x = checks.tokens(checks.integer_array(x, "x", 2), vocab_size)
-    sites = checks.integer_array(sites, "sites", 1)
-    if sites.shape != x.shape[:1]:
-        raise ValueError(f"sites must have shape {x.shape[:1]}, as x has, got {sites.shape}")
-    chosen = jnp.arange(x.shape[-1])[None, :] == sites[:, None]
-    values = jnp.arange(vocab_size, dtype=x.dtype)[:, None, None]
-    return jnp.where(chosen[None], values, x[None])
 
 
 def num_local_states(path: Path, event_shape: Any) -> int:
     """How many states `local_target` evaluates g at for an example."""
     checks.instance(path, Path, "path")
-    if isinstance(path, ProductPath):
-        return sum(num_local_states(p, s) for p, s in zip(*path.leaves_with(event_shape), strict=True))
-    if isinstance(path, MaskedPath):
-        return path.vocab_size
-    if not isinstance(event_shape, tuple | list) or not event_shape:
-        raise TypeError(f"event_shape must be a tuple of ints, got {event_shape!r:.80}")
-    checks.positive_int(event_shape[-1], "every size in event_shape")
-    return 2 * path.dimension(event_shape[-1]) + 1
+    return _local(path).num_local_states(event_shape)
 
 
 def local_target(
@@ -180,7 +160,7 @@ def local_target(
     Args:
       key: a typed key, or [B] keys.
       boundary_g: from `relative_boundary`, closed over target parameters.
-      path: a masked or Gaussian path, or a product of them.
+      path: a masked or Gaussian path, a product of them, or any `egm.typing.LocalPath`.
       x_t: state with one batch axis B.
       t: [B], at least t_min.
       num_steps: of the grid `path.times` on Gaussian paths.
@@ -201,84 +181,13 @@ def local_target(
     checks.not_empty(x_t, "x_t")
     t = checks.time(t, "t", batch)
     keys = random.derive(random.example_keys(key, batch[0]), "local_target")
-    if isinstance(path, MaskedPath):
-        return _one_site_target(keys, boundary_g, path, x_t, t)
-    if isinstance(path, GaussianPath):
-        return _cubature_target(keys, boundary_g, path, x_t, t, path.times(num_steps))
-    return _product_target(keys, boundary_g, path, x_t, t, num_steps)
+    return _local(path).local_target(keys, boundary_g, x_t, t, path.times(num_steps))
 
 
-def _one_site_target(keys: Array, boundary_g: ModelFn, path: MaskedPath, x_t: Array, t: Array) -> Array:
-    hidden = path.masked(x_t)
-    site = random.per_example(random.categorical, keys, hidden)
-    states = with_tokens(x_t, site, path.vocab_size)
-    x_t = checks.tokens(x_t, path.vocab_size)
-    states = jnp.where(jnp.any(hidden, axis=-1)[None, :, None], states, x_t[None])
-    return importance.log_mean_exp(_flat_call(boundary_g, states, t), axis=0)
-
-
-def _cubature_target(
-    keys: Array, boundary_g: ModelFn, path: GaussianPath, x_t: Array, t: Array, grid: Array
-) -> Array:
-    place = jnp.interp(t, grid, jnp.linspace(0.0, 1.0, grid.size))
-    r = jnp.interp(place + 1.0 / (grid.size - 1), jnp.linspace(0.0, 1.0, grid.size), grid)
-    kernel = path.kernel(t, r)
-    deviation = jnp.sqrt(kernel.variance) / kernel.scale
-    mean = x_t / kernel.scale[:, None]
-
-    def total(x):
-        return jnp.sum(checks.model_output(boundary_g(x, r), "log_density", r.shape))
-
-    slope = path.project(jax.grad(total)(mean))
-    # A steep g asks for a shift that the step does not justify: at most a standard deviation's worth.
-    steep = deviation * jnp.sqrt(jnp.sum(slope**2, axis=-1))
-    size = path.dimension(x_t.shape[-1])
-    slope = slope * (size**0.5 / jnp.maximum(steep, size**0.5))[:, None]
-
-    def directions(k):
-        draws = path.standard_normal(k, (size, x_t.shape[-1]), x_t.dtype)
-        return jnp.linalg.qr(draws.T)[0].T
-
-    basis = jnp.moveaxis(random.per_example(directions, keys), 1, 0) * size**0.5
-    points = jnp.concatenate([basis, -basis])
-    move = deviation[:, None] * slope
-    states = mean[None] + deviation[None, :, None] * (points + move[None])
-    tilt = -jnp.sum(points * move[None], axis=-1) - 0.5 * jnp.sum(move**2, axis=-1)[None]
-    return importance.log_mean_exp(_flat_call(boundary_g, states, r) + tilt, axis=0)
-
-
-def _product_target(
-    keys: Array, boundary_g: ModelFn, path: ProductPath, x_t: State, t: Array, num_steps: int
-) -> Array:
-    paths, parts = path.leaves_with(x_t)
-    k_turn, *k_parts = random.split(keys, len(paths) + 1)
-    targets, open_ = [], []
-    for i, (part_path, part) in enumerate(zip(paths, parts, strict=True)):
-
-        def part_g(states, times, index=i):
-            lead = states.shape[0] // t.shape[0]
-            copy = lambda a: collectives.merge(jnp.broadcast_to(a[None], (lead, *a.shape)))
-            others = [jax.tree.map(copy, p) for p in parts]
-            others[index] = states
-            return boundary_g(path.unflatten(others), times)
-
-        if isinstance(part_path, GaussianPath):
-            grid = path.times(num_steps)
-            targets.append(_cubature_target(k_parts[i], part_g, part_path, part, t, grid))
-        else:
-            targets.append(local_target(k_parts[i], part_g, part_path, part, t, num_steps))
-        open_.append(~part_path.determined(part, t))
-    allowed = jnp.stack(open_, axis=-1)
-    allowed = allowed | ~jnp.any(allowed, axis=-1, keepdims=True)
-    turn = random.per_example(random.categorical, k_turn, allowed)
-    return jnp.take_along_axis(jnp.stack(targets, axis=-1), turn[:, None], axis=-1)[:, 0]
-
-
-def _flat_call(fn: ModelFn, states: Array, t: Array) -> Array:
-    lead, n = states.shape[:2]
-    times = collectives.merge(jnp.broadcast_to(t[None], (lead, n)))
-    out = checks.model_output(fn(collectives.merge(states), times), "log_density", (lead * n,))
-    return collectives.unmerge(out, lead)
+def _local(path: Path) -> LocalPath:
+    if not isinstance(path, LocalPath):
+        raise TypeError(f"path must offer local targets (egm.typing.LocalPath), got {path!r:.80}")
+    return path
 
 
 def _expand(mask: Array, like: Array) -> Array:

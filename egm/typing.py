@@ -138,6 +138,39 @@ class Energy(Protocol):
         ...
 
 
+class EnergyWithSites(Energy, Protocol):
+    """An energy of tokens, alone or in a mixed state, that knows its single-site conditionals cheaply."""
+
+    def single_site_conditionals(self, x: State) -> Array:
+        """Logits [N, L, V] = -E(x with site i set to v), up to a constant a site."""
+        ...
+
+    def conditional_evaluations(self, num_sites: int) -> int:
+        """Evaluations of E that one call is worth for L sites; without this method it counts as one."""
+        ...
+
+
+class RelaxedEnergy(Energy, Protocol):
+    """An energy of a mixed state that also takes probabilities [..., L, V] in place of tokens."""
+
+    def relaxed(self, state: State) -> Array:
+        """[...] the energy, or its mean, with probabilities where tokens stand; its gradient is a skip."""
+        ...
+
+
+class EnergyWithHint(Energy, Protocol):
+    """An energy that knows whether its gradient tells of all that it does: no jumps, no walls."""
+
+    @property
+    def differentiable(self) -> Any:
+        """A bool or a scalar bool array."""
+        ...
+
+
+ENERGY_OFFERS = ("single_site_conditionals", "conditional_evaluations", "relaxed", "differentiable")
+"""The names of what an energy may offer beyond E, which its wrappers hand on."""
+
+
 @runtime_checkable
 class Path(Protocol):
     """A probability path: the noising kernels p_{t|r} and all that follows from them in closed form.
@@ -220,6 +253,19 @@ class Path(Protocol):
 
     def local_generator(self, log_density: ModelFn, x_t: State, t: Array) -> Any:
         """The marginal generator from phi_t itself, the h -> 0 limit of bootstrapping; no samples."""
+        ...
+
+
+@runtime_checkable
+class LocalPath(Path, Protocol):
+    """A path that also gives local bootstrapping a target, as `egm.algorithms.LocalBootstrap` needs."""
+
+    def num_local_states(self, event_shape: Any) -> int:
+        """How many states `local_target` evaluates g at for an example."""
+        ...
+
+    def local_target(self, key: Key, boundary_g: ModelFn, x_t: State, t: Array, grid: Array) -> Array:
+        """[B] targets for g(x_t, t) from g at states nearby; key [B], grid [T] the times of a simulation."""
         ...
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 from egm import bootstrap, checks, losses, random
 from egm.algorithms._shared import check_fields, with_skip
-from egm.paths import MaskedPath
 from egm.typing import Apply, Array, Energy, ModelFn, Path, PyTree
 
 
@@ -38,9 +37,9 @@ class LocalBootstrap:
         checks.positive_int(self.num_steps, "num_steps")
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
-        """An upper bound: -E stands in few states of a call."""
+        """An upper bound: only states without a mask, or at t = 1, ask for E itself."""
         count = bootstrap.num_local_states(self.path, event_shape)
-        last = self.path.vocab_size if isinstance(self.path, MaskedPath) else 0
+        last = getattr(self.path, "vocab_size", 0)
         return last, 0, count
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:

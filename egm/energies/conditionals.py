@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives
-from egm.typing import Array, Energy, State
+from egm.typing import ENERGY_OFFERS, Array, Energy, State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,12 @@ class WithConditionals:
     def __call__(self, x: State) -> Array:
         """E(x) itself, [...]."""
         return self.energy(x)
+
+    def __getattr__(self, name: str):
+        # What else an energy may offer (`egm.typing.ENERGY_OFFERS`) stays offered.
+        if name in ENERGY_OFFERS:
+            return getattr(self.energy, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def conditional_evaluations(self, num_sites: int) -> int:
         """Energy evaluations of one call of `single_site_conditionals` for a state of L sites."""

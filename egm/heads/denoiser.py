@@ -35,6 +35,10 @@ class DenoiserHead:
         hidden = self.path.masked(x_t)[..., None]
         return jnp.where(hidden, jax.nn.softmax(output, axis=-1), visible)
 
+    def stand_in(self, output: Array, x_t: Array) -> Array:
+        """[B, L, V] what stands for the tokens in a relaxed energy: their probabilities."""
+        return self.generator(output, x_t)
+
     def divergence(
         self, target: Array, output: Array, x_t: Array, t: Array | None = None, energy: Any = None
     ) -> Array:

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks
-from egm.heads.denoiser import DenoiserHead
 from egm.paths.product import ProductPath
 from egm.typing import Array, Energy, PyTree, State
 
@@ -108,13 +107,13 @@ class ProductHead:
     def _each(self, output, x_t, energy, hold):
         """(head, output, state, energy of the part with the others held) of every leaf.
 
-        `hold` is what becomes of the denoiser's probabilities: a loss of one part trains no other.
+        `hold` is applied to what stands for other parts (`stand_in`): a loss of one part trains no other.
         """
         outputs, parts = self._parts(output, "output"), self._parts(x_t, "x_t")
         relaxed, filled = getattr(energy, "relaxed", None), list(parts)
         for i, head in enumerate(self._heads):
-            if isinstance(head, DenoiserHead):
-                filled[i] = hold(head.generator(outputs[i], parts[i]))
+            if hasattr(head, "stand_in"):
+                filled[i] = hold(head.stand_in(outputs[i], parts[i]))
         for i, head in enumerate(self._heads):
             leaf = None if relaxed is None else _LeafEnergy(relaxed, self._treedef, tuple(filled), i)
             yield head, outputs[i], parts[i], leaf

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
+from egm.paths import local
 from egm.typing import Array, Key, ModelFn, Moments, PriorDraw
 
 
@@ -164,6 +165,17 @@ class GaussianPath(abc.ABC):
         noise = self.standard_normal(key, shape)
         x_0 = jnp.broadcast_to(mean, shape) + jnp.broadcast_to(jnp.sqrt(variance), shape) * noise
         return PriorDraw(x_0, self.prior_log_density(x_0, moments))
+
+    def num_local_states(self, event_shape: tuple[int, ...]) -> int:
+        """2 D sigma points and the gradient at their centre."""
+        if not isinstance(event_shape, tuple | list) or not event_shape:
+            raise TypeError(f"event_shape must be a tuple of ints, got {event_shape!r:.80}")
+        checks.positive_int(event_shape[-1], "every size in event_shape")
+        return 2 * self.dimension(event_shape[-1]) + 1
+
+    def local_target(self, key: Key, boundary_g: ModelFn, x_t: Array, t: Array, grid: Array) -> Array:
+        """[B] targets, as `egm.typing.LocalPath` has them; r is one step of the grid ahead."""
+        return local.cubature_target(self, key, boundary_g, x_t, t, grid)
 
     def prior_log_density(self, x_0: Array, moments: Moments | None = None) -> Array:
         """[...] normalised log-density of `draw_prior` with the same moments."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, collectives
+from egm.paths import local
 from egm.typing import Array, Key, ModelFn, PriorDraw
 
 
@@ -111,6 +112,16 @@ class MaskedPath:
         del moments
         x_0 = self.sample_prior(key, shape)
         return PriorDraw(x_0, jnp.zeros(x_0.shape[:-1]))
+
+    def num_local_states(self, event_shape: tuple[int, ...]) -> int:
+        """V: `local_target` tries every token at one site."""
+        del event_shape
+        return self.vocab_size
+
+    def local_target(self, key: Key, boundary_g: ModelFn, x_t: Array, t: Array, grid: Array) -> Array:
+        """[B] targets, as `egm.typing.LocalPath` has them; exact."""
+        del grid
+        return local.one_site_target(self, key, boundary_g, x_t, t)
 
     def prior_log_density(self, x_0: Array, moments: None = None) -> Array:
         """[...] 0 where every site is masked, -inf elsewhere."""

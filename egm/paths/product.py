@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, random
+from egm.paths import local
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Key, ModelFn, Path, PriorDraw, PyTree
 
@@ -128,6 +129,14 @@ class ProductPath:
         x_0 = self.unflatten(draw.x_0 for draw in draws)
         self.batch_shape(x_0, "the state of this shape")
         return PriorDraw(x_0, functools.reduce(operator.add, (draw.log_density for draw in draws)))
+
+    def num_local_states(self, event_shape: PyTree) -> int:
+        """The sum over the parts."""
+        return sum(self._each("num_local_states", self._parts(event_shape, "event_shape")))
+
+    def local_target(self, key: Key, boundary_g: ModelFn, x_t: PyTree, t: Array, grid: Array) -> Array:
+        """[B] targets, as `egm.typing.LocalPath` has them: the parts take turns at random."""
+        return local.product_target(self, key, boundary_g, x_t, t, grid)
 
     def prior_log_density(self, x_0: PyTree, moments: PyTree = None) -> Array:
         """[...] normalised log-density of `draw_prior`, the sum over the parts."""

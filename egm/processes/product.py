@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, random
-from egm.paths.gaussian import GaussianPath
-from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 from egm.typing import Array, Key, ModelFn, Process, PyTree
 
@@ -139,13 +137,13 @@ class ProductProcess:
 
         def rank(i):
             path = self._leaves[i].path
-            return 0 if isinstance(path, GaussianPath) else 2 if isinstance(path, MaskedPath) else 1
+            return 2 if hasattr(path, "vocab_size") else 0 if hasattr(path, "project") else 1
 
         return sorted(range(len(self._leaves)), key=rank)
 
     def _seen_by(self, i, state, generator, r):
         """The generator of part i with the other parts held where they stand in `state`."""
-        held, at_r = tuple(state), isinstance(self._leaves[i].path, MaskedPath)
+        held, at_r = tuple(state), hasattr(self._leaves[i].path, "vocab_size")
         first = self.path.t_min
 
         def leaf(x, time):
