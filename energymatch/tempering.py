@@ -159,7 +159,7 @@ def step(
     step_size: float | Array | None = None,
     num_steps: int = 10,
     num_swaps: int = 2,
-    method: str = "mala",
+    method: str | langevin.Method = "mala",
     bounds: tuple[float, float] | None = None,
     target_acceptance: float = TARGET_ACCEPTANCE,
     max_step_size: float | Array | None = None,
@@ -182,7 +182,7 @@ def step(
         the mean acceptance of each rung over all devices.
       num_steps: moves, at least 1.
       num_swaps: rounds of swaps; 0 for none.
-      method: one of METHODS. "euler_maruyama" has its bias on every rung.
+      method: one of METHODS, or a `langevin.Method`. "euler_maruyama" has its bias on every rung.
       bounds: (lo, hi) of each coordinate, as in `langevin.step`.
       target_acceptance: of the moves, where the state's step sizes are adapted; "mala" only.
       max_step_size: what adapted step sizes stay below, a positive number or a traced scalar; None for no
@@ -197,8 +197,7 @@ def step(
 
     Source: Swendsen and Wang (1986); Geyer (1991).
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    method = langevin.resolve(method, METHODS)
     num_steps = checks.positive_int(num_steps, "num_steps")
     num_swaps = checks.positive_int(num_swaps, "num_swaps", 0)
     checks.below_one(checks.positive_float(target_acceptance, "target_acceptance"), "target_acceptance")
@@ -255,7 +254,7 @@ def step(
         count(num_nonfinite),
         None if bounds is None else count(num_outside),
     )
-    if adapted and method == "mala":
+    if adapted and method.adjusted:
         change = ADAPTATION_RATE * (info.acceptance - target_acceptance)
         log_step_sizes = state.log_step_sizes + change.astype(state.log_step_sizes.dtype)
         if max_step_size is not None:

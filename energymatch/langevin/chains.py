@@ -19,13 +19,13 @@ from egm import checks, collectives, random
 from egm.typing import Array, Key
 from energymatch.langevin import methods
 from energymatch.langevin import state as state_
+from energymatch.langevin.methods import check_settings
 from energymatch.langevin.state import (
-    METHODS,
     LangevinInfo,
     LangevinState,
+    Method,
     Temperature,
     check_bounds,
-    check_settings,
     check_step_size,
     check_time,
     evaluate,
@@ -77,7 +77,7 @@ def init(potential: Potential, x: Array, *, energies: Sequence[Potential] = ()) 
       TypeError: `x` or an output is not floating, or `energies` is no sequence of functions.
       ValueError: V or U has another shape than stated.
     """
-    settings = check_settings(potential, 0.0, energies, METHODS[0], None)
+    settings = check_settings(potential, 0.0, energies, methods.EulerMaruyama(), None)
     return evaluate(settings, checks.float_array(x, "x", min_ndim=1))
 
 
@@ -90,19 +90,15 @@ def step(
     temperature: Temperature,
     step_size: float | Array,
     energies: Sequence[Potential] = (),
-    method: str = "euler_maruyama",
+    method: str | Method = "euler_maruyama",
     bounds: tuple[float, float] | None = None,
     axis_name: str | None = None,
 ) -> tuple[LangevinState, LangevinInfo]:
     """One step of length h from t to t + h.
 
-    With G = grad V + eps(t) sum_j grad U_j and one normal eta:
-      "euler_maruyama": x - h G(x, t) + sqrt(2 eps(t) h) eta. Its stationary law is off by O(h).
-      "heun": predictor and corrector with the same noise, x - h (G(x, t) + G(x', t + h))/2 + noise of
-        variance (eps(t) + eps(t + h)) h, with x' the Euler step; two evaluations of V.
-      "mala": the Euler step as a proposal at the temperature eps(t), accepted by Metropolis' test with
-        the forward and backward proposal densities: exact for every h at a fixed temperature. Where
-        eps(t) = 0 it is a gradient step that is always accepted.
+    `methods.EulerMaruyama`, `Heun` and `MALA` ("euler_maruyama", "heun", "mala") say what a step is, with one
+    normal eta for all of it. "mala" is exact for every h at a fixed temperature; where eps(t) = 0 it is a
+    gradient step that is always accepted.
 
     A proposal that is not finite, or where V, U or their gradients are not, leaves its chain where it
     was and is counted. V or U = +inf is zero density: "mala" rejects it without counting.
@@ -117,7 +113,7 @@ def step(
       step_size: h, a number, a traced scalar or [B].
       energies: U_j as in `init`. Terms that couple the batch see the other chains' proposals; "mala"
         takes terms of one example each only.
-      method: one of METHODS.
+      method: one of METHODS, or an object that is a `Method`.
       bounds: (lo, hi) of each coordinate, walls that reflect: a move with noise is folded into the box, one
         without (eps = 0) stops at the wall. "mala" tests its folded proposals as moves of the density
         continued evenly at the walls, hence is exact for the density cut to the box. A chain that stands
@@ -150,7 +146,7 @@ def sample(
     temperature: Temperature,
     t_0: float | Array = 0.0,
     energies: Sequence[Potential] = (),
-    method: str = "euler_maruyama",
+    method: str | Method = "euler_maruyama",
     bounds: tuple[float, float] | None = None,
     save_every: int | None = None,
     axis_name: str | None = None,

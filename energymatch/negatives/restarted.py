@@ -63,7 +63,7 @@ class Restarted:
     tau_star: float = 0.8
     restart: float = 0.05
     burn_in: float = 4.0
-    method: str = "mala"
+    method: str | langevin.Method = "mala"
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self):

@@ -45,7 +45,7 @@ class ShortRun:
     num_steps: int = 200
     step_size: float = 0.01
     tau_star: float = 0.8
-    method: str = "euler_maruyama"
+    method: str | langevin.Method = "euler_maruyama"
     bounds: tuple[float, float] | None = None
     anneal_data: bool = False
     end_time: float = 1.0

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from egm import checks, collectives
 from egm.typing import Array
-from energymatch import tempering
+from energymatch import langevin, tempering
 from energymatch.negatives.source import Negatives
 from energymatch.potential import Potential
 
@@ -31,7 +31,7 @@ class Tempered:
       num_steps: moves a rung and a training step.
       step_size: of the coldest rung; rung r takes step_size * factor^(-r/2), to begin with where they adapt.
       num_swaps: rounds of swaps a training step.
-      method: of the moves, "mala" or "euler_maruyama".
+      method: of the moves, "mala" or "euler_maruyama", or a `langevin.Method`.
       bounds: (lo, hi) of each coordinate, walls that reflect; a known start outside raises.
       adapt: step sizes of "mala" follow the acceptance of each rung (`tempering.step`), up to the variance
         of the data over epsilon_max. Chains whose steps stay too long for a V that becomes steeper stand
@@ -45,7 +45,7 @@ class Tempered:
     num_steps: int = 10
     step_size: float = 0.01
     num_swaps: int = 2
-    method: str = "mala"
+    method: str | langevin.Method = "mala"
     bounds: tuple[float, float] | None = None
     adapt: bool = True
 
@@ -85,7 +85,7 @@ class Tempered:
         """The coldest rung after `num_steps` moves and the swaps."""
         temperatures = self._temperatures(epsilon_max, chains.x.shape[2:])
         step_size, limit = self.step_size * jnp.sqrt(temperatures[0] / temperatures), None
-        if self.adapt and self.method == "mala":
+        if self.adapt and langevin.resolve(self.method, tempering.METHODS).adjusted:
             data = batch.x_1 if batch.data is None else batch.data
             # A random part as wide as the data is enough to cross them in one move.
             step_size, limit = None, _variance(data, axis_name) / epsilon_max
