@@ -194,8 +194,10 @@ def state_spec(config: MatchingConfig | None = None, axis: str = devices.DATA) -
     Returns:
       A prefix tree of PartitionSpecs, for `egm.devices.jit_step` and the like.
     """
-    config = MatchingConfig() if config is None else checks.instance(config, MatchingConfig, "config")
-    return MatchingState(P(), config.negatives.spec(axis))
+    known = MatchingConfig() if config is None else config
+    checks.instance(known, MatchingConfig, "config")
+    whole: Any = P()
+    return MatchingState(whole, known.negatives.spec(axis))
 
 
 def make_warm_up(

@@ -381,7 +381,7 @@ def fit_mixture(
     deviation = np.where(moves, deviation, floor * deviation.max())
     size = int(moves.sum())
     if full is None:
-        full = flat.shape[1] <= 32 and flat.shape[0] >= 10 * flat.shape[1]
+        full = bool(flat.shape[1] <= 32 and flat.shape[0] >= 10 * flat.shape[1])
     # Standardised, and where matrices are fitted decorrelated: what EM finds does not depend on units.
     z = ((flat - mean) / deviation)[:, moves]
     turn = np.eye(size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -91,7 +91,8 @@ class Restarted:
 
     def spec(self, axis: str) -> RestartedState:
         """Chains are split."""
-        return RestartedState(P(axis), P(axis))
+        split: Any = P(axis)
+        return RestartedState(split, split)
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
         """All M chains after `num_steps` steps; batch.prior (or x_0) holds M states to restart at."""

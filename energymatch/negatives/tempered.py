@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 from egm import checks, collectives
 from egm.typing import Array
 from energymatch import langevin, tempering
+from energymatch.langevin import methods
 from energymatch.negatives.source import Negatives
 from energymatch.potential import Potential
 
@@ -78,14 +80,15 @@ class Tempered:
 
     def spec(self, axis: str) -> tempering.TemperingState:
         """Ladders are split, each with all its rungs."""
-        ladders = P(None, axis)
-        return tempering.TemperingState(ladders, ladders, ladders, P(), P())
+        ladders: Any = P(None, axis)
+        whole: Any = P()
+        return tempering.TemperingState(ladders, ladders, ladders, whole, whole)
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
         """The coldest rung after `num_steps` moves and the swaps."""
         temperatures = self._temperatures(epsilon_max, chains.x.shape[2:])
         step_size, limit = self.step_size * jnp.sqrt(temperatures[0] / temperatures), None
-        if self.adapt and langevin.resolve(self.method, tempering.METHODS).adjusted:
+        if self.adapt and methods.resolve(self.method, tempering.METHODS).adjusted:
             data = batch.x_1 if batch.data is None else batch.data
             # A random part as wide as the data is enough to cross them in one move.
             step_size, limit = None, _variance(data, axis_name) / epsilon_max
@@ -110,7 +113,8 @@ class Tempered:
         if temperatures.size > 1:
             metrics["swap_acceptance"] = jnp.mean(info.swap_acceptance)
         metrics["cold_acceptance"] = info.acceptance[0]
-        metrics["step_size"] = jnp.exp(chains.log_step_sizes[0])
+        if chains.log_step_sizes is not None:
+            metrics["step_size"] = jnp.exp(chains.log_step_sizes[0])
         return Negatives(chains.x[0], None, chains, jax.lax.stop_gradient(metrics))
 
 
