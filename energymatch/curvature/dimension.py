@@ -28,7 +28,7 @@ class Count(NamedTuple):
       valid: [B] bool, whether V, its gradient and its curvature are finite there.
     """
 
-    count: Array
+    count: Array  # pyright: ignore[reportIncompatibleMethodOverride]
     standard_error: Array
     undecided: Array
     valid: Array
@@ -210,9 +210,10 @@ def _count(
     potential: Potential, x: Array, threshold: float | Array, method: CountMethod, keys: Key | None
 ) -> Count:
     push, finite = linearized(potential, x)
-    *figures, usable = method.count(push, x, jnp.asarray(threshold, x.dtype), keys)
+    count, error, undecided, usable = method.count(push, x, jnp.asarray(threshold, x.dtype), keys)
     finite = finite & usable
-    return Count(*(jnp.where(finite, jnp.asarray(v, x.dtype), jnp.nan) for v in figures), finite)
+    known = lambda v: jnp.where(finite, jnp.asarray(v, x.dtype), jnp.nan)
+    return Count(known(count), known(error), known(undecided), finite)
 
 
 def _checked(
@@ -221,7 +222,7 @@ def _checked(
     """(x, the method of a name, [B] keys where it takes some)."""
     x = checks.wide(checks.not_empty(checks.float_array(x, "x", min_ndim=1), "x"))
     number(threshold, "threshold", "finite and positive")
-    found = ALIASES.get(method) if isinstance(method, str) else method
+    found: Any = ALIASES.get(method) if isinstance(method, str) else method
     if isinstance(found, type) or not hasattr(found, "count") or not hasattr(found, "needs_key"):
         raise ValueError(f"method must be one of {METHODS}, got {method!r}")
     if num_steps is not None and method != "quadrature":

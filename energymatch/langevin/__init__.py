@@ -7,7 +7,7 @@ runs chains in one `lax.scan`; `init` and `step` are for loops of one's own. Sha
 """
 
 from energymatch.langevin.chains import Samples, init, reflect, sample, step
-from energymatch.langevin.methods import MALA, METHODS, EulerMaruyama, Heun, resolve
+from energymatch.langevin.methods import MALA, METHODS, EulerMaruyama, Heun
 from energymatch.langevin.state import LangevinInfo, LangevinState, Method, Proposal, Temperature
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "Temperature",
     "init",
     "reflect",
-    "resolve",
     "sample",
     "step",
 ]

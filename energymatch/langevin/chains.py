@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, collectives, random
+from egm import checks, random
 from egm.typing import Array, Key
 from energymatch.langevin import methods
 from energymatch.langevin import state as state_
 from energymatch.langevin.methods import check_settings
+from energymatch.langevin.scans import fold, scan
 from energymatch.langevin.state import (
     LangevinInfo,
     LangevinState,
@@ -61,8 +62,8 @@ def reflect(x: Array, bounds: tuple[float, float]) -> Array:
       TypeError, ValueError: `x` is not floating, `bounds` is no pair lo < hi.
     """
     x = checks.float_array(x, "x")
-    bounds = check_bounds(bounds)
-    return x if bounds is None else state_.reflect(x, bounds)[0]
+    box = check_bounds(bounds)
+    return x if box is None else state_.reflect(x, box)[0]
 
 
 def init(potential: Potential, x: Array, *, energies: Sequence[Potential] = ()) -> LangevinState:
@@ -190,22 +191,19 @@ def sample(
 
     def body(carry, k):
         state, acceptance, num_nonfinite = carry
-        keys_k = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
-        state, info = methods.move(keys_k, state, time(k), step_size, settings)
+        state, info = methods.move(fold(keys, k), state, time(k), step_size, settings)
         return (state, acceptance + info.acceptance, num_nonfinite + info.num_nonfinite), None
 
     def block(carry, ks):
-        carry, _ = jax.lax.scan(body, carry, ks)
+        carry, _ = scan(body, carry, ks)
         return carry, (carry[0].x if save_every is not None else None)
 
-    state = init(potential, x_0, energies=settings.energies)
+    state = evaluate(settings, x_0)
     start = (state, jnp.zeros(batch, state.x.dtype), jnp.zeros(batch, jnp.int32))
-    like, _ = jax.eval_shape(body, start, 0)
-    start = collectives.varying_like(start, like)
     steps = np.arange(num_steps, dtype=np.int32).reshape(-1, every)
-    (state, acceptance, num_nonfinite), states = jax.lax.scan(block, start, steps)
+    (state, acceptance, num_nonfinite), states = scan(block, start, steps)
     times = None
-    if save_every is not None:
+    if states is not None:
         states = jnp.concatenate([start[0].x[None], states])
         times = jax.vmap(time)(np.arange(0, num_steps + 1, every))
     return Samples(state.x, states, times, acceptance / num_steps, num_nonfinite, num_outside)

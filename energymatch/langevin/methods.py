@@ -147,7 +147,7 @@ class Walk:
         y, sign = x - _wide(self.h, x) * slope + _wide(_root(variance), x) * self.eta, None
         finite = _all(jnp.isfinite(y))
         bounds = self.settings.bounds
-        if bounds is not None:
+        if bounds is not None and self.strayed is not None:
             folded, sign = reflect(y, bounds)
             # Without noise the flow stops at a wall.
             y = _select(variance == 0, jnp.clip(y, *bounds), folded)
@@ -162,7 +162,7 @@ def resolve(method: Any, names: tuple[str, ...] = METHODS) -> Method:
       method: one of `names`, or an object with `propose` and `log_acceptance`.
       names: those allowed; an object that has another name is refused too.
     """
-    found = ALIASES.get(method) if isinstance(method, str) else method
+    found: Any = ALIASES.get(method) if isinstance(method, str) else method
     refused = [one for name, one in ALIASES.items() if name not in names]
     if isinstance(found, type) or not isinstance(found, Method) or found in refused:
         raise ValueError(f"method must be one of {names}, got {method!r}")

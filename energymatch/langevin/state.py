@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -72,10 +72,8 @@ class Proposal(NamedTuple):
 class Method(Protocol):
     """How one step is made; frozen and hashable. `walk` is a `methods.Walk`: time, length, noise, walls."""
 
-    @property
-    def adjusted(self) -> bool:
-        """Whether it has a test: it takes a second key then, and energies of one example each only."""
-        ...
+    adjusted: ClassVar[bool]
+    """Whether it has a test: it takes a second key then, and energies of one example each only."""
 
     def propose(self, walk: Any, state: LangevinState) -> Proposal:
         """Where the chains would go."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from egm import checks, collectives, importance
 from egm.typing import Array
+from energymatch.langevin.scans import scan
 from energymatch.likelihood.priors import Prior
 from energymatch.potential import Potential, boltzmann_log_density, value_and_gradient
 
@@ -127,8 +128,7 @@ def _descend(
 
     steps = jnp.asarray(first * factor ** np.arange(num_steps), direction.dtype)
     start = (direction, jnp.zeros_like(direction))
-    like, _ = jax.eval_shape(body, start, steps[0])
-    return jax.lax.scan(body, collectives.varying_like(start, like), steps)[0][0]
+    return scan(body, start, steps)[0][0]
 
 
 def _unit(v: Array) -> Array:

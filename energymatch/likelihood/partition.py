@@ -15,7 +15,6 @@ Grosse, Ghahramani and Adams (2015), the bound from above by running the bridge 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,12 +23,12 @@ import jax.numpy as jnp
 from egm import checks, collectives, importance, metrics, random
 from egm.checks import number
 from egm.typing import Array, Key
+from energymatch.langevin.scans import fold, scan
 from energymatch.likelihood.bridge import (
     Bridge,
     Layout,
     Problem,
     check_bridge,
-    fold,
     increment,
     levels,
     resample,
@@ -231,7 +230,7 @@ def log_partition(
 
     zeros = jnp.zeros((layout.groups, layout.size), state.value.dtype)
     start = (state, zeros, zeros[:, 0])
-    (state, log_w, log_z), (acceptance, num_bad, num_resampled) = _scan(body, start, levels(bridge))
+    (state, log_w, log_z), (acceptance, num_bad, num_resampled) = scan(body, start, levels(bridge))
     total = log_z + importance.log_mean_exp(log_w, 1)
     log_z_all = importance.log_mean_exp(total, 0, axis_name)
     reach = probe(key_rays, potential, epsilon=epsilon, prior=prior, axis_name=axis_name)
@@ -312,7 +311,7 @@ def log_partition_upper(
         return (state, log_w + increment(state, b_from, b)), _totals(info)
 
     start = (state, jnp.zeros_like(state.value))
-    (_, log_w), (acceptance, num_bad) = _scan(body, start, levels(bridge), reverse=True)
+    (_, log_w), (acceptance, num_bad) = scan(body, start, levels(bridge), reverse=True)
     valid = jnp.isfinite(state.value) & jnp.isfinite(log_w)
     count = collectives.psum(jnp.sum(valid), axis_name)
     mean = collectives.psum(jnp.sum(jnp.where(valid, log_w, 0.0)), axis_name) / jnp.maximum(count, 1)
@@ -377,7 +376,7 @@ def evidence(
     lower_keys, wide_keys, upper_keys = random.split(keys, 3)
     # The data are no chains: keys of their own, by their place over all devices.
     upper_key = _first_key(upper_keys, axis_name)
-    options = dict(epsilon=epsilon, num_moves=num_moves, axis_name=axis_name)
+    options: dict[str, Any] = dict(epsilon=epsilon, num_moves=num_moves, axis_name=axis_name)
 
     def forward(run):
         keys, prior = run
@@ -433,8 +432,3 @@ def _totals(info: tuple[Array, Array]) -> tuple[Array, Array]:
     """(mean acceptance, number of proposals that were not finite) over the chains of this device."""
     acceptance, num_bad = info
     return jnp.mean(acceptance), jnp.sum(num_bad)
-
-
-def _scan(body: Callable, start: Any, steps: Any, reverse: bool = False) -> Any:
-    like, _ = jax.eval_shape(body, start, jax.tree.map(lambda a: a[0], steps))
-    return jax.lax.scan(body, collectives.varying_like(start, like), steps, reverse=reverse)
