@@ -26,6 +26,17 @@ from energymatch.losses import Batch, Gate, contrast
 from energymatch.negatives import NegativeSource, ShortRun, Tempered
 from energymatch.potential import ParametricPotential
 
+__all__ = [
+    "MatchingConfig",
+    "MatchingState",
+    "Step",
+    "make_matching",
+    "make_warm_up",
+    "published_2d",
+    "published_images",
+    "state_spec",
+]
+
 Step = Callable[[Key, Any, Batch], tuple[Any, dict[str, Array]]]
 """`state, metrics = step(key, state, batch)`."""
 

@@ -16,6 +16,15 @@ from egm import checks
 from egm.checks import number
 from egm.typing import Array, Energy, PyTree
 
+__all__ = [
+    "ParametricPotential",
+    "Potential",
+    "boltzmann_energy",
+    "boltzmann_log_density",
+    "value_and_gradient",
+    "velocity",
+]
+
 Potential = Callable[[Array], Array]
 """`V(x) -> [B]` with x [B, *event]: V of an example depends on that example alone."""
 

@@ -28,6 +28,16 @@ from jax.core import Tracer
 from egm import checks, random
 from egm.typing import Array, Key
 
+__all__ = [
+    "ColumnReport",
+    "DEPENDENT_NOISE",
+    "RELATIVE_NOISE",
+    "SPACINGS",
+    "check_columns",
+    "dither",
+    "noise_scales",
+]
+
 RELATIVE_NOISE = 0.02
 """Of a column's standard deviation, for columns with a density of their own."""
 DEPENDENT_NOISE = 0.1

@@ -23,6 +23,19 @@ from energymatch.langevin.scans import fold, scan
 from energymatch.langevin.state import check_bounds, evaluate, start_inside
 from energymatch.potential import Potential, value_and_gradient
 
+__all__ = [
+    "ADAPTATION_RATE",
+    "METHODS",
+    "TARGET_ACCEPTANCE",
+    "TARGET_SWAP_ACCEPTANCE",
+    "TemperingInfo",
+    "TemperingState",
+    "factor_for",
+    "geometric_temperatures",
+    "init",
+    "step",
+]
+
 METHODS = ("mala", "euler_maruyama")
 """Names of the moves within a rung."""
 TARGET_ACCEPTANCE = 0.57

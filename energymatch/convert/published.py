@@ -28,6 +28,18 @@ from orbax.checkpoint import v1 as ocp
 from egm.checkpoint import paths as folders
 from energymatch.convert import official
 
+__all__ = [
+    "CONFIG_FILE",
+    "PARAMS_FOLDER",
+    "PUBLISHED",
+    "configuration",
+    "from_official",
+    "load",
+    "main",
+    "save",
+    "select",
+]
+
 CONFIG_FILE, PARAMS_FOLDER = "network.json", "params"
 
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from egm import checks
 from egm.typing import Array
 
+__all__ = ["CostFn", "line_of_sight", "squared_euclidean", "squared_euclidean_of_centred"]
+
 _FEW = 16
 """Dimensions up to which B^2 D differences cost about what a matrix product does."""
 

@@ -16,6 +16,18 @@ from energymatch.curvature import tridiagonal
 from energymatch.curvature.hessian import check_steps, directions, linearized
 from energymatch.potential import Potential
 
+__all__ = [
+    "ALIASES",
+    "Count",
+    "CountMethod",
+    "Dense",
+    "Lanczos",
+    "METHODS",
+    "Quadrature",
+    "eigenvalue_count",
+    "local_intrinsic_dimension",
+]
+
 
 class Count(NamedTuple):
     """A number of eigenvalues.

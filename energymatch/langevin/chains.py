@@ -34,6 +34,8 @@ from energymatch.langevin.state import (
 )
 from energymatch.potential import Potential
 
+__all__ = ["Samples", "init", "reflect", "sample", "step"]
+
 
 class Samples(NamedTuple):
     """What `sample` returns.

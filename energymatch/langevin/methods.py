@@ -30,6 +30,20 @@ from energymatch.langevin.state import (
 )
 from energymatch.potential import Potential
 
+__all__ = [
+    "ALIASES",
+    "EulerMaruyama",
+    "Heun",
+    "MALA",
+    "METHODS",
+    "Walk",
+    "check_settings",
+    "drift",
+    "finite_states",
+    "move",
+    "resolve",
+]
+
 
 @dataclasses.dataclass(frozen=True)
 class EulerMaruyama:

@@ -10,6 +10,8 @@ import jax
 from egm import collectives
 from egm.typing import Array, Key
 
+__all__ = ["fold", "scan"]
+
 
 def scan(
     body: Callable[[Any, Any], tuple[Any, Any]], start: Any, steps: Any, reverse: bool = False

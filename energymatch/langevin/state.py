@@ -14,6 +14,23 @@ from egm.checks import number
 from egm.typing import Array
 from energymatch.potential import Potential, value_and_gradient
 
+__all__ = [
+    "LangevinInfo",
+    "LangevinState",
+    "Method",
+    "Proposal",
+    "Settings",
+    "Temperature",
+    "check_bounds",
+    "check_energies",
+    "check_step_size",
+    "check_time",
+    "evaluate",
+    "outside",
+    "reflect",
+    "start_inside",
+]
+
 Temperature = float | Array | Callable[[Array], Array]
 """eps: a number, an array () or [B], or a function eps(t) of the times () or [B]."""
 

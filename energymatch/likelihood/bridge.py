@@ -21,6 +21,22 @@ from energymatch.langevin.scans import fold
 from energymatch.likelihood.priors import GaussianPrior, MixturePrior, Prior
 from energymatch.potential import Potential, boltzmann_log_density
 
+__all__ = [
+    "Bridge",
+    "Layout",
+    "PILOT_ESS",
+    "PILOT_MOVES",
+    "PILOT_STEPS",
+    "POOLED",
+    "Problem",
+    "TARGET_ACCEPTANCE",
+    "check_bridge",
+    "increment",
+    "levels",
+    "resample",
+    "tune_bridge",
+]
+
 TARGET_ACCEPTANCE = 0.57
 """Of the adjusted moves; optimal for MALA in high dimension (Roberts and Rosenthal, 1998)."""
 

@@ -22,6 +22,19 @@ from energymatch.langevin.scans import scan
 from energymatch.likelihood.priors import Prior
 from energymatch.potential import Potential, boltzmann_log_density, value_and_gradient
 
+__all__ = [
+    "FACTORS",
+    "MOMENTUM",
+    "NUM_DESCENTS",
+    "NUM_RAYS",
+    "POLISH",
+    "Reach",
+    "SURPLUS",
+    "TUBE",
+    "TURN",
+    "probe",
+]
+
 NUM_RAYS = 64
 """R, or the number of chains if that is less."""
 NUM_DESCENTS = 16

@@ -17,6 +17,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = [
+    "BACKGROUND_WIDTH",
+    "LONG",
+    "Mixture",
+    "NUM_STARTS",
+    "PATIENCE",
+    "SHORT",
+    "SIZES",
+    "SURE",
+    "TOLERANCE",
+    "fit",
+    "log_densities",
+    "predictive_factors",
+]
+
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 """Numbers of components that are tried, up to the largest allowed one."""
 

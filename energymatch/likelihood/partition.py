@@ -42,6 +42,18 @@ from energymatch.likelihood.priors import (
 )
 from energymatch.potential import Potential, boltzmann_log_density
 
+__all__ = [
+    "Evidence",
+    "LogPartition",
+    "UpperBound",
+    "WIDER",
+    "evidence",
+    "log_partition",
+    "log_partition_upper",
+    "log_prob",
+    "nll",
+]
+
 WIDER = 3.0
 """Factor on the widths of the prior of `evidence`'s third run."""
 

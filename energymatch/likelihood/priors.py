@@ -17,6 +17,18 @@ from egm.checks import number
 from egm.typing import Array, Key
 from energymatch.likelihood import mixture_fit
 
+__all__ = [
+    "Frames",
+    "GaussianPrior",
+    "MixturePrior",
+    "Prior",
+    "fit_gaussian",
+    "fit_mixture",
+    "gaussian_prior",
+    "mixture_prior",
+    "widened",
+]
+
 
 @runtime_checkable
 class Prior(Protocol):

@@ -11,6 +11,8 @@ from egm import checks, collectives, importance
 from egm.typing import Array
 from energymatch.losses import reductions
 
+__all__ = ["Terms", "check_terms", "contrast", "contrastive_divergence_loss", "negative_limit"]
+
 
 def contrastive_divergence_loss(
     data_values: Array,

@@ -15,6 +15,8 @@ from energymatch.losses import reductions
 from energymatch.losses.flow import Gate
 from energymatch.potential import ParametricPotential, value_and_gradient
 
+__all__ = ["Batch", "energy_matching_loss"]
+
 
 class Batch(NamedTuple):
     """What one step of Energy Matching sees.

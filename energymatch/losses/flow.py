@@ -16,6 +16,8 @@ from energymatch import schedules
 from energymatch.losses import reductions
 from energymatch.potential import ParametricPotential, value_and_gradient
 
+__all__ = ["Gate", "check_pairs", "energy_gate", "flow", "flow_matching_loss", "time_gate"]
+
 Gate = Callable[[Array, Array, Any], Array]
 """`gate(t [B], values [B], data_values [N]) -> [B]`, the weight of the flow loss; see `energy_gate`."""
 

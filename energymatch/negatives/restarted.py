@@ -19,6 +19,8 @@ from energymatch.langevin import state
 from energymatch.negatives.source import Negatives
 from energymatch.potential import Potential
 
+__all__ = ["Restarted", "RestartedState"]
+
 
 class RestartedState(NamedTuple):
     """Chains of `Restarted`.

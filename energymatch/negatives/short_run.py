@@ -17,6 +17,8 @@ from energymatch import langevin, schedules
 from energymatch.negatives.source import Negatives
 from energymatch.potential import Potential
 
+__all__ = ["ShortRun"]
+
 
 @dataclasses.dataclass(frozen=True)
 class ShortRun:

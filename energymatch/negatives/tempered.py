@@ -17,6 +17,8 @@ from energymatch.langevin import methods
 from energymatch.negatives.source import Negatives
 from energymatch.potential import Potential
 
+__all__ = ["HOTTEST", "MAX_FACTOR", "MAX_RUNGS", "Tempered"]
+
 MAX_FACTOR, HOTTEST, MAX_RUNGS = 1.7, 1.7**3, 8
 
 

@@ -17,6 +17,8 @@ from egm import checks, random
 from egm.typing import Array
 from energymatch.networks import _unet_vit_blocks as blocks
 
+__all__ = ["TIME", "UNetViTPotential"]
+
 TIME = 0.5
 """The U-Net knows a time; a potential has none, so it is always told this one."""
 

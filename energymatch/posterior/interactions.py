@@ -22,6 +22,8 @@ from egm.checks import number
 from egm.typing import Array
 from energymatch.potential import Potential
 
+__all__ = ["BoundedRepulsion", "QuadraticRepulsion", "joint"]
+
 
 @dataclasses.dataclass(frozen=True)
 class QuadraticRepulsion:

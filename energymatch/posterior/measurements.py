@@ -14,6 +14,8 @@ from egm.typing import Array
 from energymatch.posterior.operators import Operator
 from energymatch.potential import Potential
 
+__all__ = ["gaussian_measurement", "measurement", "with_energies"]
+
 
 def measurement(
     operator: Operator, y: Any, negative_log_likelihood: Callable[[Array, Any], Array]
