@@ -248,14 +248,10 @@ def log_partition(
     reach = probe(key_rays, potential, epsilon=epsilon, prior=prior, axis_name=axis_name)
     confined = reach.grows & ~(reach.log_mass > log_z_all + SURPLUS)
     log_weights = (log_z[:, None] + log_w).reshape(-1)
-    reliability = importance.reliability(log_weights, axis_name)
-    # The spread of few groups is itself uncertain: no less than that of chains, were they independent.
-    spread = metrics.log_mean_error(total, axis_name), metrics.log_mean_error(log_weights, axis_name)
-    # Two errors cover two standard deviations of the mean and what the tail may still hold.
-    error = jnp.hypot(jnp.maximum(*spread), reliability.unseen / 2)
+    error, reliability = _error(total, log_weights, axis_name)
     return LogPartition(
         log_z_all,
-        jnp.where(confined & reliability.reliable, error, jnp.inf),
+        jnp.where(confined, error, jnp.inf),
         importance.snis(log_weights, 0, axis_name).ess,
         collectives.pmean(acceptance, axis_name),
         problem.event(state.x),
@@ -267,6 +263,16 @@ def log_partition(
         confined,
         reliability,
     )
+
+
+def _error(groups: Array, log_weights: Array, axis_name: str | None) -> tuple[Array, importance.Reliability]:
+    """The standard error of log Z from the groups' estimates and all weights; inf where they carry none."""
+    reliability = importance.reliability(log_weights, axis_name)
+    # The spread of few groups is itself uncertain: no less than that of chains, were they independent.
+    spread = metrics.log_mean_error(groups, axis_name), metrics.log_mean_error(log_weights, axis_name)
+    # Two errors cover two standard deviations of the mean and what the tail may still hold.
+    error = jnp.hypot(jnp.maximum(*spread), reliability.unseen / 2)
+    return jnp.where(reliability.reliable, error, jnp.inf), reliability
 
 
 def log_partition_upper(
