@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, collectives, importance, metrics, random
+from egm import checks, collectives, importance, metrics, random, summation
 from egm.paths import MaskedPath, ProductPath
 from egm.simulate import path_log_weights, simulate_reverse
 from egm.typing import Array, Energy, Key, ModelFn, Path, Process, State, Trajectory
@@ -436,7 +436,7 @@ def _population(flat, num_chains, num_moves, max_levels, ess_target, gradient, w
         slope = flat.reference(leaves) - e
         delta = _increment(slope, 1 - beta, ess_target)
         log_w = jnp.where(e == jnp.inf, -jnp.inf, delta * slope)
-        log_z = log_z + importance.log_mean_exp(log_w)
+        log_z = summation.add(log_z, importance.log_mean_exp(log_w))
         chosen = _systematic(k_resample, importance.snis(log_w).weights)
         leaves, e = jax.tree.map(lambda a: a[chosen], (leaves, e))
         beta = jnp.where(delta >= 1 - beta, 1.0, beta + delta)
@@ -444,11 +444,12 @@ def _population(flat, num_chains, num_moves, max_levels, ess_target, gradient, w
         return leaves, e, beta, log_z, accepted + rate, index + 1, last + (beta >= 1)
 
     def unfinished(carry):
-        return (carry[6] <= _NUM_LAST) & (carry[5] < max_levels) & (carry[3] > -jnp.inf)
+        return (carry[6] <= _NUM_LAST) & (carry[5] < max_levels) & (carry[3].high > -jnp.inf)
 
     zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-    carry = (leaves, e, zero, log_share, zero, none, none)
+    carry = (leaves, e, zero, summation.start(log_share), zero, none, none)
     leaves, e, beta, log_z, accepted, levels, _ = jax.lax.while_loop(unfinished, level, carry)
+    log_z = summation.finish(log_z)
     reached = (beta >= 1) & (log_z > -jnp.inf)
     log_z = jnp.where(reached, log_z, -jnp.inf)
     return leaves, log_z, accepted / levels, levels, reached, jnp.sum(~jnp.isfinite(e))
@@ -628,13 +629,16 @@ def _lost_by_populations(missed, valid, log_z, log_seen, axis_name):
     unit = collectives.pmax(jnp.max(log_z), axis_name)
     unit = jnp.where(jnp.isfinite(unit), unit, 0.0)
     z = jnp.where(jnp.isfinite(log_z), jnp.exp(log_z - unit), 0.0)
-    lost = z * share
+    lost, kept = z * share, z * (1 - share)
     mean = total(jnp.sum(lost, axis=1)) / number
-    rest = total(jnp.sum(z - lost, axis=1)) / number
+    rest = total(jnp.sum(kept, axis=1)) / number
     # Few, skew numbers: what their spread tells is widened for that.
-    relative = jnp.stack([metrics.log_mean_error(jnp.log(row), axis_name) for row in lost])
+    spread = lambda rows: jnp.stack([metrics.log_mean_error(jnp.log(row), axis_name) for row in rows])
+    relative = spread(lost)
     log_mean = jnp.log(mean)
     beside = jnp.where((rest > 0) & (mean > 0), log_seen + log_mean - jnp.log(rest), -jnp.inf)
+    # What a population lacks in one part it has in the other, so that errors of a ratio add up.
+    relative = jnp.where(beside > unit + log_mean, relative + spread(kept), relative)
     each = jnp.maximum(unit + log_mean, beside)
     worst = jnp.argmax(each)
     error = jnp.where(mean > 0, relative * jnp.exp(each - unit), 0.0)

@@ -335,7 +335,7 @@ def _check_event(path: Path, event_shape: Any, reference: Any) -> None:
     try:
         if jax.tree.structure(reference) != jax.tree.structure(path.moments(_zeros(x), jnp.zeros(1))):
             raise ValueError("of another structure")
-        jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape, reference))
+        jax.eval_shape(lambda: path.draw_prior(jax.random.key(0), event_shape, reference))
         jax.eval_shape(lambda x: path.reference_energy(x, reference), x)
     except (AttributeError, TypeError, ValueError) as error:
         raise TypeError(

@@ -28,7 +28,7 @@ def draw_prior(key: Key, path: Path, shape: Any, moments: Any = None) -> PriorDr
     Args:
       key: a typed key, or [N] keys (one a state; `shape` is then that of one state).
       path: gives the prior.
-      shape: full shape of the states (a pytree of shapes for a product), as for `path.sample_prior`.
+      shape: full shape of the states (a pytree of shapes for a product), as for `path.draw_prior`.
       moments: of the data, in the path's form: the prior takes those of the marginal. None: the path's own.
 
     Returns:
@@ -38,10 +38,8 @@ def draw_prior(key: Key, path: Path, shape: Any, moments: Any = None) -> PriorDr
     if checks.key_array(key).ndim > 1:
         raise ValueError(f"key must be one key or a vector of keys, got shape {key.shape}")
     if key.ndim:
-        x_0 = jax.vmap(lambda k: path.sample_prior(k, shape, moments))(key)
-    else:
-        x_0 = path.sample_prior(key, shape, moments)
-    return PriorDraw(x_0, path.prior_log_density(x_0, moments))
+        return jax.vmap(lambda k: path.draw_prior(k, shape, moments))(key)
+    return path.draw_prior(key, shape, moments)
 
 
 def simulate(
@@ -59,8 +57,8 @@ def simulate(
       key: a typed key, or [N] keys (one an example).
       process: how the generator moves a state.
       generator_fn: `fn(x, t)` with x [N, *event] and t [N], in the form of the process's path.
-      x_0: states at the first time, one batch axis N, from the path's own prior (`path.sample_prior`
-        without moments); from any other, with their density: `draw_prior` or a `PriorDraw` by hand.
+      x_0: states at the first time, one batch axis N, from the path's own prior (`path.sample_prior`);
+        from any other, with their density: `draw_prior` or a `PriorDraw` by hand.
         What is narrower than float32 or int32 goes on in those.
       times: [T] increasing, from `process.times(num_steps)` or `path.times(num_steps)`.
       save_states: also return the states at all T times.

@@ -171,16 +171,19 @@ class Path(Protocol):
         """[num_steps + 1] increasing times from `t_min` to 1."""
         ...
 
-    def sample_prior(self, key: Key, shape: tuple[int, ...], moments: Any = None) -> State:
-        """States at the first time, of the given full shape (for a product: a pytree of shapes).
+    def sample_prior(self, key: Key, shape: Any) -> State:
+        """States at the first time, of the given full shape (for a product: a pytree of shapes)."""
+        ...
+
+    def draw_prior(self, key: Key, shape: Any, moments: Any = None) -> PriorDraw:
+        """States as of `sample_prior` with their log-density, which path weights need.
 
         With the data's `moments`, in the path's form, the prior takes those of the marginal.
-        `egm.draw_prior` keeps their density beside them, which path weights need.
         """
         ...
 
     def prior_log_density(self, x_0: State, moments: Any = None) -> Array:
-        """[...] normalised log-density of `sample_prior` with the same moments."""
+        """[...] normalised log-density of `draw_prior` with the same moments."""
         ...
 
     def moments(self, x_1: State, weights: Array) -> Any:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
-from egm.typing import Array, Key, ModelFn, Moments
+from egm.typing import Array, Key, ModelFn, Moments, PriorDraw
 
 
 class Kernel(NamedTuple):
@@ -144,8 +144,12 @@ class GaussianPath(abc.ABC):
         """`x` itself: every value is one that data can have."""
         return x
 
-    def sample_prior(self, key: Key, shape: tuple[int, ...], moments: Moments | None = None) -> Array:
-        """[..., D] = `shape`, in the default float dtype.
+    def sample_prior(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """[..., D] = `shape` from N(0, prior_variance I), in the default float dtype."""
+        return self.draw_prior(key, shape).x_0
+
+    def draw_prior(self, key: Key, shape: tuple[int, ...], moments: Moments | None = None) -> PriorDraw:
+        """States [..., D] = `shape` in the default float dtype, and their log-density [...].
 
         From N(0, prior_variance I), or, with the data's moments, from the normal distribution that
         has the mean and variances of the marginal at `t_min`.
@@ -158,10 +162,11 @@ class GaussianPath(abc.ABC):
         self._check_size(shape[-1], "shape")
         mean, variance = self._prior(shape[-1], moments)
         noise = self.standard_normal(key, shape)
-        return jnp.broadcast_to(mean, shape) + jnp.broadcast_to(jnp.sqrt(variance), shape) * noise
+        x_0 = jnp.broadcast_to(mean, shape) + jnp.broadcast_to(jnp.sqrt(variance), shape) * noise
+        return PriorDraw(x_0, self.prior_log_density(x_0, moments))
 
     def prior_log_density(self, x_0: Array, moments: Moments | None = None) -> Array:
-        """[...] normalised log-density of `sample_prior` with the same moments."""
+        """[...] normalised log-density of `draw_prior` with the same moments."""
         self.batch_shape(x_0, "x_0")
         x_0 = checks.wide(x_0)
         size = x_0.shape[-1]

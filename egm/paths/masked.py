@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, collectives
-from egm.typing import Array, Key, ModelFn
+from egm.typing import Array, Key, ModelFn, PriorDraw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +98,19 @@ class MaskedPath:
         x = self._tokens(x)
         return jnp.where(self.masked(x), 0, x)
 
-    def sample_prior(self, key: Key, shape: tuple[int, ...], moments: None = None) -> Array:
-        """All sites masked, int32 of the given shape; the key and moments are not needed."""
-        del key, moments
+    def sample_prior(self, key: Key, shape: tuple[int, ...]) -> Array:
+        """All sites masked, int32 of the given shape; the key is not needed."""
+        del key
         if not isinstance(shape, tuple | list):
             raise TypeError(f"shape must be a tuple of ints, got {shape!r:.80}")
         shape = tuple(checks.positive_int(n, "every size in shape", minimum=0) for n in shape)
         return jnp.full(shape, self.vocab_size, jnp.int32)
+
+    def draw_prior(self, key: Key, shape: tuple[int, ...], moments: None = None) -> PriorDraw:
+        """The states of `sample_prior`, whose log-density is 0; the moments are not needed."""
+        del moments
+        x_0 = self.sample_prior(key, shape)
+        return PriorDraw(x_0, jnp.zeros(x_0.shape[:-1]))
 
     def prior_log_density(self, x_0: Array, moments: None = None) -> Array:
         """[...] 0 where every site is masked, -inf elsewhere."""

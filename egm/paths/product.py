@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from egm import checks, collectives, random
 from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Key, ModelFn, Path, PyTree
+from egm.typing import Array, Key, ModelFn, Path, PriorDraw, PyTree
 
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
@@ -117,15 +117,20 @@ class ProductPath:
         """The state of the parts' data states."""
         return self._map("data_state", self._parts(x, "x"))
 
-    def sample_prior(self, key: Key, shape: PyTree, moments: PyTree = None) -> PyTree:
+    def sample_prior(self, key: Key, shape: PyTree) -> PyTree:
         """States at the first time; `shape` is the pytree of the parts' full shapes."""
+        return self.draw_prior(key, shape).x_0
+
+    def draw_prior(self, key: Key, shape: PyTree, moments: PyTree = None) -> PriorDraw:
+        """States at the first time and their log-density; `moments` is the pytree of the parts'."""
         parts = self._parts(shape, "shape"), self._moments(moments)
-        x_0 = self._map("sample_prior", self._keys(key), *parts)
+        draws = self._each("draw_prior", self._keys(key), *parts)
+        x_0 = self.unflatten(draw.x_0 for draw in draws)
         self.batch_shape(x_0, "the state of this shape")
-        return x_0
+        return PriorDraw(x_0, functools.reduce(operator.add, (draw.log_density for draw in draws)))
 
     def prior_log_density(self, x_0: PyTree, moments: PyTree = None) -> Array:
-        """[...] normalised log-density of `sample_prior`, the sum over the parts."""
+        """[...] normalised log-density of `draw_prior`, the sum over the parts."""
         self.batch_shape(x_0, "x_0")
         return self._total("prior_log_density", self._parts(x_0, "x_0"), self._moments(moments))
 

@@ -33,6 +33,7 @@ __all__ = [
     "check_bridge",
     "increment",
     "levels",
+    "pilot",
     "resample",
     "tune_bridge",
 ]
@@ -306,7 +307,11 @@ def tune_bridge(
     problem = Problem(potential, epsilon, prior)
     layout = Layout.of(num_chains, num_groups, axis_name)
     num_steps = checks.positive_int(num_steps, "num_steps")
-    keys = random.example_keys(key, layout.chains, axis_name)
+    return pilot(random.example_keys(key, layout.chains, axis_name), problem, layout, num_steps, axis_name)
+
+
+def pilot(keys: Array, problem: Problem, layout: Layout, num_steps: int, axis_name: str | None) -> Bridge:
+    """`tune_bridge` of checked arguments, with [B] keys."""
     key_prior, key_moves, key_groups = random.split(keys, 3)
     key_groups = layout.split(key_groups)[:, 0]
     state = problem.start(key_prior)

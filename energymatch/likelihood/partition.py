@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egm import checks, collectives, importance, metrics, random
+from egm import checks, collectives, importance, metrics, random, summation
 from egm.checks import number
 from egm.typing import Array, Key
+from energymatch.langevin import LangevinState
 from energymatch.langevin.scans import fold, scan
 from energymatch.likelihood.bridge import (
     Bridge,
@@ -31,8 +32,8 @@ from energymatch.likelihood.bridge import (
     check_bridge,
     increment,
     levels,
+    pilot,
     resample,
-    tune_bridge,
 )
 from energymatch.likelihood.confinement import SURPLUS, Reach, probe
 from energymatch.likelihood.priors import (
@@ -217,52 +218,78 @@ def log_partition(
     keys = random.example_keys(key, layout.chains, axis_name)
     key_tune, key_prior, key_moves, key_groups, key_rays = random.split(keys, 5)
     if bridge is None:
-        bridge = tune_bridge(
-            key_tune, potential, epsilon=epsilon, prior=prior, num_chains=num_chains, num_steps=num_steps,
-            num_groups=num_groups, axis_name=axis_name,
-        )  # fmt: skip
-    bridge = check_bridge(bridge, problem.num_step_sizes)
-    state = problem.start(key_prior)
-    num_bad_starts = jnp.sum(importance.nonfinite(-state.value))
-    key_groups = layout.split(key_groups)[:, 0]
-
-    def body(carry, level):
-        state, log_w, log_z = carry
-        index, b_from, b, h = level
-        log_w = log_w + layout.split(increment(state, b_from, b))
-        resampled = jnp.zeros(layout.groups, bool)
-        if resample_below is not None:
-            record = importance.snis(log_w, axis=1)
-            resampled = (record.ess < resample_below) & (record.ess > 0)
-            state = resample(fold(key_groups, index), record.weights, resampled, state)
-            log_z = log_z + jnp.where(resampled, record.log_mean, 0.0)
-            log_w = jnp.where(resampled[:, None], 0.0, log_w)
-        state, info = problem.move(fold(key_moves, index), state, b, h, num_moves)
-        return (state, log_w, log_z), (*_totals(info), jnp.sum(resampled, dtype=jnp.int32))
-
-    zeros = jnp.zeros((layout.groups, layout.size), state.value.dtype)
-    start = (state, zeros, zeros[:, 0])
-    (state, log_w, log_z), (acceptance, num_bad, num_resampled) = scan(body, start, levels(bridge))
-    total = log_z + importance.log_mean_exp(log_w, 1)
-    log_z_all = importance.log_mean_exp(total, 0, axis_name)
+        bridge = pilot(key_tune, problem, layout, num_steps, axis_name)
+    else:
+        bridge = check_bridge(bridge, problem.num_step_sizes)
+    start = problem.start(key_prior)
+    run = _anneal(problem, layout, bridge, start, (key_moves, key_groups), num_moves, resample_below)
+    num_bad = jnp.sum(importance.nonfinite(-start.value)) + jnp.sum(run.num_bad)
+    group_log_z = run.log_z + importance.log_mean_exp(run.log_w, 1)
+    log_z = importance.log_mean_exp(group_log_z, 0, axis_name)
     reach = probe(key_rays, potential, epsilon=epsilon, prior=prior, axis_name=axis_name)
-    confined = reach.grows & ~(reach.log_mass > log_z_all + SURPLUS)
-    log_weights = (log_z[:, None] + log_w).reshape(-1)
-    error, reliability = _error(total, log_weights, axis_name)
+    confined = reach.grows & ~(reach.log_mass > log_z + SURPLUS)
+    log_weights = (run.log_z[:, None] + run.log_w).reshape(-1)
+    error, reliability = _error(group_log_z, log_weights, axis_name)
     return LogPartition(
-        log_z_all,
+        log_z,
         jnp.where(confined, error, jnp.inf),
         importance.snis(log_weights, 0, axis_name).ess,
-        collectives.pmean(acceptance, axis_name),
-        problem.event(state.x),
+        collectives.pmean(run.acceptance, axis_name),
+        problem.event(run.state.x),
         log_weights,
-        collectives.psum(jnp.sum(num_resampled), axis_name),
-        collectives.psum(num_bad_starts + jnp.sum(num_bad), axis_name),
+        collectives.psum(jnp.sum(run.num_resampled), axis_name),
+        collectives.psum(num_bad, axis_name),
         bridge,
         reach,
         confined,
         reliability,
     )
+
+
+class _Run(NamedTuple):
+    """What the levels leave: log-weights [G, N/G] since the last resampling of a group, log Z [G] up to it.
+
+    `acceptance`, `num_bad` and `num_resampled` are [K].
+    """
+
+    state: LangevinState
+    log_w: Array
+    log_z: Array
+    acceptance: Array
+    num_bad: Array
+    num_resampled: Array
+
+
+def _anneal(
+    problem: Problem,
+    layout: Layout,
+    bridge: Bridge,
+    start: LangevinState,
+    keys: tuple[Array, Array],
+    num_moves: int,
+    resample_below: float | None,
+) -> _Run:
+    """At each level: weigh, resample the groups that need it, move. Keys [B] are for moves and for groups."""
+    key_moves, key_groups = keys[0], layout.split(keys[1])[:, 0]
+
+    def body(carry, level):
+        state, total, log_z = carry
+        index, b_from, b, h = level
+        total = summation.add(total, layout.split(increment(state, b_from, b)))
+        resampled = jnp.zeros(layout.groups, bool)
+        if resample_below is not None:
+            record = importance.snis(summation.finish(total), axis=1)
+            resampled = (record.ess < resample_below) & (record.ess > 0)
+            state = resample(fold(key_groups, index), record.weights, resampled, state)
+            log_z = log_z + jnp.where(resampled, record.log_mean, 0.0)
+            total = summation.Sum(*(jnp.where(resampled[:, None], 0.0, part) for part in total))
+        state, info = problem.move(fold(key_moves, index), state, b, h, num_moves)
+        return (state, total, log_z), (*_totals(info), jnp.sum(resampled, dtype=jnp.int32))
+
+    zeros = jnp.zeros((layout.groups, layout.size), start.value.dtype)
+    carry = (start, summation.start(zeros), zeros[:, 0])
+    (state, total, log_z), counts = scan(body, carry, levels(bridge))
+    return _Run(state, summation.finish(total), log_z, *counts)
 
 
 def _error(groups: Array, log_weights: Array, axis_name: str | None) -> tuple[Array, importance.Reliability]:
@@ -323,13 +350,14 @@ def log_partition_upper(
     state = problem.init(problem.coordinates(x))
 
     def body(carry, level):
-        state, log_w = carry
+        state, total = carry
         index, b_from, b, h = level
         state, info = problem.move(fold(keys, index), state, b, h, num_moves)
-        return (state, log_w + increment(state, b_from, b)), _totals(info)
+        return (state, summation.add(total, increment(state, b_from, b))), _totals(info)
 
-    start = (state, jnp.zeros_like(state.value))
-    (_, log_w), (acceptance, num_bad) = scan(body, start, levels(bridge), reverse=True)
+    start = (state, summation.start(jnp.zeros_like(state.value)))
+    (_, total), (acceptance, num_bad) = scan(body, start, levels(bridge), reverse=True)
+    log_w = summation.finish(total)
     valid = jnp.isfinite(state.value) & jnp.isfinite(log_w)
     count = collectives.psum(jnp.sum(valid), axis_name)
     mean = collectives.psum(jnp.sum(jnp.where(valid, log_w, 0.0)), axis_name) / jnp.maximum(count, 1)

@@ -49,9 +49,9 @@ def points(problem, n=5, t=0.4, seed=3):
     "process, dim, record",
     [
         (FlowProcess(LINEAR), 1, "velocity"),
-        (FlowProcess(PRESERVING, "heun"), 2, "velocity"),
+        pytest.param(FlowProcess(PRESERVING, "heun"), 2, "velocity", marks=pytest.mark.slow),
         (DiffusionProcess(LINEAR), 1, "variance"),
-        (DiffusionProcess(PRESERVING), 2, "variance"),
+        pytest.param(DiffusionProcess(PRESERVING), 2, "variance", marks=pytest.mark.slow),
         (DiffusionProcess(EXPLODING), 2, "velocity"),
         (DiffusionProcess(PRESERVING, bump), 2, "score"),
         (mixed(LINEAR), 2, "velocity"),

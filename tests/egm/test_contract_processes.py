@@ -20,7 +20,7 @@ first_of_each_class = pytest.mark.parametrize(
     "case", [case for name, case in zip(IDS, CASES) if name.endswith("-0")]
 )
 RUNS = [
-    pytest.param(case, steps, id=f"{name}-{steps}")
+    pytest.param(case, steps, id=f"{name}-{steps}", marks=[pytest.mark.slow] * (steps != case.num_steps[0]))
     for name, case in zip(IDS, CASES)
     for steps in case.num_steps
 ]

@@ -23,7 +23,6 @@ PROBLEMS = {
     "moons, density": (functools.partial(moons, 2), 3),
 }
 CASES = [(name, way, 8) for name in PROBLEMS for way in ("jit", "shard_map", "pmap")]
-CASES += [("ising", "jit", 2), ("ising", "jit", 4)]
 REST = [(name, way, n) for name in PROBLEMS for way in ("jit", "shard_map", "pmap") for n in (1, 2, 4)]
 CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in REST if case not in CASES]
 

@@ -133,6 +133,7 @@ def test_what_no_chain_reaches_stays_unseen():
     assert "remain unseen" in evidence.message(found)
 
 
+@pytest.mark.slow
 def test_twenty_dimensions():
     """A normal, one of condition number 1e3, and two modes of which one is lost: one program for all."""
     path = paths.VarianceExplodingPath(0.2, 20.0, length_scale=0.2)
@@ -222,7 +223,7 @@ def test_a_lost_half_of_a_mixed_state():
     found = host(run(*jax.random.split(KEY, 3)))
     assert found.lower == pytest.approx(energy.log_partition() - math.log(2), abs=0.05)
     assert_noticed(found._replace(lower=found.lower - energy.log_partition()), 0.5)
-    assert found.upper == pytest.approx(energy.log_partition(), abs=0.2)
+    assert abs(found.upper - energy.log_partition()) < 3 * found.upper_error < 0.9, found
 
 
 # The estimate from given weights.

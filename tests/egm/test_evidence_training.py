@@ -90,6 +90,7 @@ def search(energy, radius, **options):
     return scales.find_scales(jax.random.key(1), energy, (2,), radius, **options)
 
 
+@pytest.mark.slow
 def test_four_modes_of_which_one_is_far_away():
     """A search of radius 2 goes on to (12, 12), and the sampler has a quarter of its mass there."""
     found = search(FOUR, 2.0)
@@ -99,6 +100,7 @@ def test_four_modes_of_which_one_is_far_away():
     assert_honest(FOUR, result, share)
 
 
+@pytest.mark.slow
 def test_two_modes_of_which_one_is_small():
     assert_honest(TWO, *train(TWO, search(TWO, 6.0), 0, **LIGHT))
 

@@ -40,16 +40,23 @@ def test_log_z_is_unbiased_from_any_prior(process):
         assert abs(weights.mean() - 1) < 4 * weights.std() / np.sqrt(n), name
 
 
+@pytest.mark.parametrize("path", [VE, MaskedPath(3), ProductPath({"x": VE, "h": MaskedPath(2)})])
+def test_states_without_their_density_are_the_paths_own(path):
+    """A prior with moments comes only with its density: it cannot be forgotten on the way to `simulate`."""
+    with pytest.raises(TypeError):
+        path.sample_prior(KEY, (7, 2), FITTED)
+
+
 def test_the_trajectory_holds_the_density_of_its_start_and_end():
     process = DiffusionProcess(VE)
     run = lambda x: egm.simulate(KEY, process, lambda x, t: -x, x, process.times(3))
     draw = egm.draw_prior(KEY, VE, (7, 2), FITTED)
-    np.testing.assert_array_equal(draw.x_0, VE.sample_prior(KEY, (7, 2), FITTED))
+    np.testing.assert_allclose(draw.log_density, VE.prior_log_density(draw.x_0, FITTED))
     np.testing.assert_allclose(run(draw).log_prior, VE.prior_log_density(draw.x_0, FITTED))
     np.testing.assert_allclose(run(draw.x_0).log_prior, VE.prior_log_density(draw.x_0))
     keys = jax.random.split(KEY, 7)
     each = egm.draw_prior(keys, VE, (2,), FITTED)
-    np.testing.assert_allclose(each.x_0[3], VE.sample_prior(keys[3], (2,), FITTED), rtol=1e-6)
+    np.testing.assert_allclose(each.x_0[3], VE.draw_prior(keys[3], (2,), FITTED).x_0, rtol=1e-6)
     assert each.log_density.shape == (7,)
     for moments in (None, FITTED):
         back = egm.simulate_reverse(KEY, process, lambda x, t: -x, draw.x_0, process.times(3), moments)

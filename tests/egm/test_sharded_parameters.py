@@ -24,7 +24,7 @@ def spec_of(phase, state, chains):
     return state._replace(train=devices.kernel_spec(state.train, MESH()), chains=chains)
 
 
-@pytest.mark.parametrize("phase", [1, 2])
+@pytest.mark.parametrize("phase", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_split_kernels_train_as_on_one_device(phase):
     """Three steps, parameters, average, moments and chains to 1e-4 (float32 sums in another order)."""
     state, step, spec, batches = moons(phase)

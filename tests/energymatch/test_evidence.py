@@ -252,6 +252,7 @@ def close(a, b):
     np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_eight_devices_and_one(mesh8):
     modes = CASES["apart"]
     x = modes.sample(0, 64)

@@ -40,7 +40,9 @@ def run(source, potential, x, num_draws, epsilon=1.0):
     return chains, jax.tree.map(np.asarray, metrics), np.asarray(states)
 
 
-@pytest.mark.parametrize("dim, num_rungs", [(2, 4), (10, 4), (30, 6), (100, 8)])
+@pytest.mark.parametrize(
+    "dim, num_rungs", [(2, 4), (10, 4), (30, 6), pytest.param(100, 8, marks=pytest.mark.slow)]
+)
 def test_default_ladders_swap_and_move_in_any_dimension(dim, num_rungs):
     """Wells of widths from .3 to 3 at the default settings: swaps, moves, variances of the coldest rung.
 

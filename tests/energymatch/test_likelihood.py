@@ -56,7 +56,7 @@ def test_gaussian_and_the_calibration_of_the_error():
     assert np.isfinite(error).mean() > 0.8 and np.quantile(error, 0.75) < 0.3
 
 
-@pytest.mark.parametrize("event, scale", [((64,), 0.5), ((4, 4, 1), 1.5)])
+@pytest.mark.parametrize("event, scale", [pytest.param((64,), 0.5, marks=pytest.mark.slow), ((4, 4, 1), 1.5)])
 def test_events_of_any_rank(event, scale):
     shift = np.full(event, 0.3, np.float32)
     potential, log_z = gaussian(shift, np.full(event, scale, np.float32))

@@ -17,6 +17,7 @@ from energymatch.likelihood import Bridge, gaussian_prior, log_partition, log_pa
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_devices_and_one_trace(mesh8):
     potential = lambda x: jnp.sum(jnp.array([[1.0, 0.25]]) * (x - jnp.array([[0.5, 0.0]])) ** 2, axis=-1)
     prior = gaussian_prior(jnp.zeros(2), 2.0)

@@ -187,7 +187,7 @@ def state_specs(recipe, name, whole, axis):
     return matching.MatchingState(whole, chains)
 
 
-@pytest.mark.parametrize("how", ["shard_map", "pmap"])
+@pytest.mark.parametrize("how", ["shard_map", pytest.param("pmap", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_eight_devices_take_the_steps_of_one(mesh8, recipe, how):
     """Loss, parameters and chains within 2e-4 after six steps (sums in another order, through Adam)."""

@@ -173,6 +173,8 @@ ENTRIES += [
           shape=anything((2, 3), 3.5, None, (2.0, 3), ("a",), ())),
     entry("LinearPath.sample_prior", LINEAR.sample_prior, key=key(),
           shape=anything((2, 3), 3.5, None, (2.0, 3), ("a",), ())),
+    entry("LinearPath.draw_prior", LINEAR.draw_prior, key=key(),
+          shape=anything((2, 3), 3.5, None, (2.0, 3), ("a",), ())),
     entry("MaskedPath.sample_prior", lambda shape: MASKED.sample_prior(KEY, shape),
           shape=anything((2, 3), 3.5, None, (2.0, 3), ("a",), (-1, 2))),
     entry("LinearPath.velocity_from_score", LINEAR.velocity_from_score,
