@@ -187,8 +187,7 @@ def check_settings(
     potential: Potential, temperature: Temperature, energies: Any, method: Any, bounds: Any
 ) -> Settings:
     """What stays the same over the steps; raises TypeError or ValueError that names the argument."""
-    if not callable(potential):
-        raise TypeError(f"potential must be callable, got {potential!r}")
+    checks.function(potential, "potential")
     method = resolve(method)
     return Settings(potential, temperature, check_energies(energies), method, check_bounds(bounds))
 

@@ -94,8 +94,7 @@ class Problem:
     prior: Prior
 
     def __post_init__(self):
-        if not callable(self.potential):
-            raise TypeError(f"potential must be callable, got {self.potential!r}")
+        checks.function(self.potential, "potential")
         if isinstance(self.prior, type) or not isinstance(self.prior, Prior):
             raise TypeError(f"prior must have sample and log_density, got {self.prior!r}")
         checks.positive_float(self.epsilon, "epsilon")

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, random
-from egm.checks import number
+from egm.checks import number, unit_interval
 from egm.typing import Array, Key, PyTree
 from energymatch import schedules
 from energymatch.losses import reductions
@@ -55,8 +55,7 @@ def energy_gate(
     number(epsilon, "epsilon", "finite and positive")
     checks.finite_float(margin, "margin")
     checks.positive_float(width, "width")
-    if not 0 <= checks.finite_float(quantile, "quantile") <= 1:
-        raise ValueError(f"quantile must lie in [0, 1], got {quantile}")
+    unit_interval(quantile, "quantile")
 
     def gate(t, values, data_values):
         q = jnp.nanquantile(jnp.where(jnp.isfinite(data_values), data_values, jnp.nan), quantile)
