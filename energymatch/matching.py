@@ -26,6 +26,17 @@ from energymatch.losses import Batch, Gate, contrast
 from energymatch.negatives import NegativeSource, ShortRun, Tempered
 from energymatch.potential import ParametricPotential
 
+__all__ = [
+    "MatchingConfig",
+    "MatchingState",
+    "Step",
+    "make_matching",
+    "make_warm_up",
+    "published_2d",
+    "published_images",
+    "state_spec",
+]
+
 Step = Callable[[Key, Any, Batch], tuple[Any, dict[str, Array]]]
 """`state, metrics = step(key, state, batch)`."""
 
@@ -194,8 +205,10 @@ def state_spec(config: MatchingConfig | None = None, axis: str = devices.DATA) -
     Returns:
       A prefix tree of PartitionSpecs, for `egm.devices.jit_step` and the like.
     """
-    config = MatchingConfig() if config is None else checks.instance(config, MatchingConfig, "config")
-    return MatchingState(P(), config.negatives.spec(axis))
+    known = MatchingConfig() if config is None else config
+    checks.instance(known, MatchingConfig, "config")
+    whole: Any = P()
+    return MatchingState(whole, known.negatives.spec(axis))
 
 
 def make_warm_up(
@@ -267,8 +280,39 @@ def make_matching(
     """
     checks.function(potential, "potential")
     config = MatchingConfig() if config is None else config
-    if not isinstance(config, MatchingConfig):
-        raise TypeError(f"config must be a MatchingConfig, got {config!r}")
+    checks.instance(config, MatchingConfig, "config")
+    train_step = training.make_train_step(
+        _matching_loss(potential, config, axis_name), optimizer, ema_decay=ema_decay, axis_name=axis_name
+    )
+
+    def init(params: PyTree, x: Array) -> MatchingState:
+        x = checks.float_array(x, "x", min_ndim=2)
+        _warn_of_columns(x, config.data_noise)
+        chains = config.negatives.init(lambda z: potential(params, z), x, config.epsilon_max)
+        return MatchingState(training.init_train_state(params, optimizer), chains)
+
+    def step(key: Key, state: MatchingState, batch: Batch) -> tuple[MatchingState, dict[str, Array]]:
+        loss_key, chain_key = random.split(checks.key_array(key))
+        params = jax.lax.stop_gradient(state.train.params)
+        batch = _dithered(key, batch, config.data_noise, axis_name)
+        negatives = config.negatives.draw(
+            chain_key,
+            lambda z: potential(params, z),
+            config.epsilon_max,
+            state.chains,
+            batch,
+            axis_name,
+        )
+        train, metrics = train_step(state.train, loss_key, (batch, negatives.x, negatives.log_weights))
+        return MatchingState(train, negatives.chains), metrics | negatives.metrics
+
+    return init, step
+
+
+def _matching_loss(
+    potential: ParametricPotential, config: MatchingConfig, axis_name: str | None
+) -> Callable[..., tuple[Array, dict[str, Array]]]:
+    """The loss of a train step on (batch, negatives, their log-weights)."""
     gate = None if config.gate is None else config.gate(config.epsilon_max)
 
     def loss_fn(params, target_params, key, batch_and_negatives):
@@ -295,27 +339,4 @@ def make_matching(
             axis_name=axis_name,
         )
 
-    train_step = training.make_train_step(loss_fn, optimizer, ema_decay=ema_decay, axis_name=axis_name)
-
-    def init(params: PyTree, x: Array) -> MatchingState:
-        x = checks.float_array(x, "x", min_ndim=2)
-        _warn_of_columns(x, config.data_noise)
-        chains = config.negatives.init(lambda z: potential(params, z), x, config.epsilon_max)
-        return MatchingState(training.init_train_state(params, optimizer), chains)
-
-    def step(key: Key, state: MatchingState, batch: Batch) -> tuple[MatchingState, dict[str, Array]]:
-        loss_key, chain_key = random.split(checks.key_array(key))
-        params = jax.lax.stop_gradient(state.train.params)
-        batch = _dithered(key, batch, config.data_noise, axis_name)
-        negatives = config.negatives.draw(
-            chain_key,
-            lambda z: potential(params, z),
-            config.epsilon_max,
-            state.chains,
-            batch,
-            axis_name,
-        )
-        train, metrics = train_step(state.train, loss_key, (batch, negatives.x, negatives.log_weights))
-        return MatchingState(train, negatives.chains), metrics | negatives.metrics
-
-    return init, step
+    return loss_fn

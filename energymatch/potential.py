@@ -16,6 +16,15 @@ from egm import checks
 from egm.checks import number
 from egm.typing import Array, Energy, PyTree
 
+__all__ = [
+    "ParametricPotential",
+    "Potential",
+    "boltzmann_energy",
+    "boltzmann_log_density",
+    "value_and_gradient",
+    "velocity",
+]
+
 Potential = Callable[[Array], Array]
 """`V(x) -> [B]` with x [B, *event]: V of an example depends on that example alone."""
 
@@ -85,8 +94,7 @@ def boltzmann_energy(potential: Potential, epsilon: float | Array, *, event_ndim
       TypeError: `potential` is not callable. TypeError, ValueError: `epsilon` is not a positive scalar,
         or `event_ndim` is no int above 0.
     """
-    if not callable(potential):
-        raise TypeError(f"potential must be callable, got {potential!r}")
+    checks.function(potential, "potential")
     number(epsilon, "epsilon", "finite and positive")
     event_ndim = checks.positive_int(event_ndim, "event_ndim")
 

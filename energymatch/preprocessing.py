@@ -23,9 +23,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from egm import checks, random
 from egm.typing import Array, Key
+
+__all__ = [
+    "ColumnReport",
+    "DEPENDENT_NOISE",
+    "RELATIVE_NOISE",
+    "SPACINGS",
+    "check_columns",
+    "dither",
+    "noise_scales",
+]
 
 RELATIVE_NOISE = 0.02
 """Of a column's standard deviation, for columns with a density of their own."""
@@ -60,7 +71,7 @@ class ColumnReport(NamedTuple):
     problems: tuple[str, ...]
 
 
-def check_columns(x: Array, names: Sequence[str] | None = None) -> ColumnReport:
+def check_columns(x: Array | np.ndarray, names: Sequence[str] | None = None) -> ColumnReport:
     """Columns in which the data have no density, so that a likelihood has no bound.
 
     Args:
@@ -74,10 +85,10 @@ def check_columns(x: Array, names: Sequence[str] | None = None) -> ColumnReport:
       TypeError: `x` is not floating, or traced. ValueError: it has no columns, is not finite, or `names` are
         of another number.
     """
-    x = _table(x)
-    num, dim = x.shape
+    table = _table(x)
+    num, dim = table.shape
     label = _labels(names, dim)
-    ordered = np.sort(x, axis=0)
+    ordered = np.sort(table, axis=0)
     difference = np.diff(ordered, axis=0)
     spread = ordered[-1] - ordered[0]
     # Values that differ by rounding are one.
@@ -90,8 +101,8 @@ def check_columns(x: Array, names: Sequence[str] | None = None) -> ColumnReport:
     few = num_distinct <= num * _FEW
     atom = largest >= max(_MIN_COUNT, _ATOM * num)
     discrete = ~constant & (few | atom)
-    deviation = np.std(x, axis=0)
-    dependent = _dependent(x, constant) if num > dim + 1 else {}
+    deviation = np.std(table, axis=0)
+    dependent = _dependent(table, constant) if num > dim + 1 else {}
     problems = [f"{label[j]} is constant: drop it" for j in np.flatnonzero(constant)]
     for j in np.flatnonzero(discrete):
         what = f"has {num_distinct[j]} distinct values" if few[j] else f"has one value {largest[j]} times"
@@ -107,7 +118,7 @@ def check_columns(x: Array, names: Sequence[str] | None = None) -> ColumnReport:
     )
 
 
-def noise_scales(x: Array) -> np.ndarray:
+def noise_scales(x: Array | np.ndarray) -> np.ndarray:
     """[*event] standard deviations of the noise that gives every column of a table a bounded density.
 
     A sixth of the smallest spacing where a column has few values (but at least what follows), a tenth of
@@ -144,7 +155,7 @@ def dither(key: Key, x: Array, noise: Any, axis_name: str | None = None) -> Arra
     """
     x = checks.float_array(x, "x", min_ndim=1)
     event = x.shape[1:]
-    known = None if isinstance(noise, jax.core.Tracer) else np.asarray(noise)
+    known = None if isinstance(noise, Tracer) else np.asarray(noise)
     scale = checks.as_array(noise, "noise").astype(x.dtype)
     if known is not None and not np.all(np.isfinite(known) & (known >= 0)):
         raise ValueError(f"noise must be finite and non-negative, got {noise!r:.80}")
@@ -161,7 +172,7 @@ def dither(key: Key, x: Array, noise: Any, axis_name: str | None = None) -> Arra
 
 def _table(x: Any) -> np.ndarray:
     """[N, D] in float64."""
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         raise TypeError("x must be known data, got a traced array")
     known = np.asarray(checks.float_array(x, "x") if isinstance(x, jax.Array) else x)
     if not jnp.issubdtype(known.dtype, jnp.floating):

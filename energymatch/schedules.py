@@ -15,6 +15,8 @@ from egm import checks
 from egm.checks import number, unit_interval
 from egm.typing import Array
 
+__all__ = ["flow_weight", "temperature"]
+
 
 def temperature(t: Array | float, tau_star: float, epsilon_max: Array | float) -> Array:
     """epsilon(t): 0 up to tau_star, rising linearly to epsilon_max at t = 1, constant after.

@@ -18,8 +18,23 @@ from egm import checks, collectives, random
 from egm.checks import number
 from egm.typing import Array, Key
 from energymatch import langevin
-from energymatch.langevin.state import start_inside
+from energymatch.langevin import methods
+from energymatch.langevin.scans import fold, scan
+from energymatch.langevin.state import check_bounds, evaluate, start_inside
 from energymatch.potential import Potential, value_and_gradient
+
+__all__ = [
+    "ADAPTATION_RATE",
+    "METHODS",
+    "TARGET_ACCEPTANCE",
+    "TARGET_SWAP_ACCEPTANCE",
+    "TemperingInfo",
+    "TemperingState",
+    "factor_for",
+    "geometric_temperatures",
+    "init",
+    "step",
+]
 
 METHODS = ("mala", "euler_maruyama")
 """Names of the moves within a rung."""
@@ -159,7 +174,7 @@ def step(
     step_size: float | Array | None = None,
     num_steps: int = 10,
     num_swaps: int = 2,
-    method: str = "mala",
+    method: str | langevin.Method = "mala",
     bounds: tuple[float, float] | None = None,
     target_acceptance: float = TARGET_ACCEPTANCE,
     max_step_size: float | Array | None = None,
@@ -182,7 +197,7 @@ def step(
         the mean acceptance of each rung over all devices.
       num_steps: moves, at least 1.
       num_swaps: rounds of swaps; 0 for none.
-      method: one of METHODS. "euler_maruyama" has its bias on every rung.
+      method: one of METHODS, or a `langevin.Method`. "euler_maruyama" has its bias on every rung.
       bounds: (lo, hi) of each coordinate, as in `langevin.step`.
       target_acceptance: of the moves, where the state's step sizes are adapted; "mala" only.
       max_step_size: what adapted step sizes stay below, a positive number or a traced scalar; None for no
@@ -197,8 +212,8 @@ def step(
 
     Source: Swendsen and Wang (1986); Geyer (1991).
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
+    found, box = methods.resolve(method, METHODS), check_bounds(bounds)
+    checks.function(potential, "potential")
     num_steps = checks.positive_int(num_steps, "num_steps")
     num_swaps = checks.positive_int(num_swaps, "num_swaps", 0)
     checks.below_one(checks.positive_float(target_acceptance, "target_acceptance"), "target_acceptance")
@@ -206,62 +221,67 @@ def step(
     num_rungs, batch = checks.instance(state, TemperingState, "state").x.shape[:2]
     if temperatures.size != num_rungs:
         raise ValueError(f"temperatures must have shape ({num_rungs},), got {temperatures.shape}")
-    state = jax.tree.map(checks.wide, state)
-    temperatures = temperatures.astype(state.x.dtype)
     adapted = step_size is None
-    if adapted and state.log_step_sizes is None:
-        raise ValueError(
-            "step_size must be given where the state was made without: tempering.init(step_size=...)"
-        )
-    if adapted:
-        step_size = jnp.exp(state.log_step_sizes)
+    if step_size is None:
+        if state.log_step_sizes is None:
+            raise ValueError(
+                "step_size must be given where the state was made without: tempering.init(step_size=...)"
+            )
+        step_size = jnp.exp(checks.wide(state.log_step_sizes))
     if max_step_size is not None:
         max_step_size = number(max_step_size, "max_step_size", "finite and positive", (num_rungs,))
     step_size = number(step_size, "step_size", "finite and positive", (num_rungs,))
-    move_keys, swap_keys = random.split(random.example_keys(key, batch, axis_name))
+    keys = random.example_keys(key, batch, axis_name)
+
+    state = jax.tree.map(checks.wide, state)
+    temperatures = temperatures.astype(state.x.dtype)
+    move_keys, swap_keys = random.split(keys)
+    settings = methods.Settings(potential, jnp.tile(temperatures, batch), (), found, box)
+    new, totals = _moves(move_keys, state, settings, step_size, num_steps)
+    new, swap_acceptance = _swap(swap_keys, new, temperatures, num_swaps)
+    acceptance, num_nonfinite, num_outside = totals
+    count = lambda a: collectives.psum(jnp.sum(a, axis=1), axis_name)
+    info = TemperingInfo(
+        collectives.pmean(jnp.mean(acceptance, axis=1), axis_name) / num_steps,
+        collectives.pmean(jnp.mean(swap_acceptance, axis=1), axis_name),
+        count(num_nonfinite),
+        None if num_outside is None else count(num_outside),
+    )
+    if adapted and found.adjusted:
+        excess = info.acceptance - target_acceptance
+        new = new._replace(log_step_sizes=_adapted(state.log_step_sizes, excess, max_step_size))
+    return new, info
+
+
+def _moves(
+    keys: Array, state: TemperingState, settings: methods.Settings, step_size: Array, num_steps: int
+) -> tuple[TemperingState, tuple[Array, Array, Array | None]]:
+    """(state, [R, B] sums over steps of acceptance, proposals not finite, strays) of moves on all rungs."""
+    num_rungs, batch = state.x.shape[:2]
     # Flattened with the ladder in front, [B * R], so that ladders split over devices stay where they are.
     flatten = lambda a: jnp.swapaxes(a, 0, 1).reshape(num_rungs * batch, *a.shape[2:])
     rungs = lambda a: jnp.swapaxes(a.reshape(batch, num_rungs, *a.shape[1:]), 0, 1)
-    rung_keys = flatten(jax.vmap(_fold, (None, 0))(move_keys, np.arange(num_rungs)))
-    options = dict(
-        potential=potential,
-        temperature=jnp.tile(temperatures, batch),
-        step_size=jnp.tile(jnp.broadcast_to(step_size, (num_rungs,)), batch),
-        method=method,
-        bounds=bounds,
-    )
+    rung_keys = flatten(jax.vmap(fold, (None, 0))(keys, np.arange(num_rungs)))
+    t, h = jnp.zeros(()), jnp.tile(jnp.broadcast_to(step_size, (num_rungs,)), batch)
 
     def body(carry, k):
-        chains, acceptance, num_nonfinite, num_outside = carry
-        chains, info = langevin.step(_fold(rung_keys, k), chains, 0.0, **options)
-        if bounds is not None:
-            num_outside = num_outside + info.num_outside
-        return (chains, acceptance + info.acceptance, num_nonfinite + info.num_nonfinite, num_outside), None
+        chains, totals = carry
+        chains, info = methods.move(fold(rung_keys, k), chains, t, h, settings)
+        now = (info.acceptance, info.num_nonfinite, info.num_outside)
+        return (chains, jax.tree.map(jnp.add, totals, now)), None
 
-    flat = flatten(state.x)
-    chains = langevin.init(potential, flat)
-    none = jnp.zeros(flat.shape[:1], jnp.int32)
-    start = (chains, jnp.zeros(flat.shape[:1], flat.dtype), none, None if bounds is None else none)
-    like, _ = jax.eval_shape(body, start, 0)
-    start = collectives.varying_like(start, like)
-    (chains, acceptance, num_nonfinite, num_outside), _ = jax.lax.scan(body, start, np.arange(num_steps))
-
+    chains = evaluate(settings, flatten(state.x))
+    none = jnp.zeros(chains.value.shape, jnp.int32)
+    totals = (none.astype(chains.x.dtype), none, None if settings.bounds is None else none)
+    (chains, totals), _ = scan(body, (chains, totals), np.arange(num_steps))
     new = state._replace(x=rungs(chains.x), value=rungs(chains.value), gradient=rungs(chains.gradient))
-    new, swap_acceptance = _swap(swap_keys, new, temperatures, num_swaps)
-    count = lambda a: collectives.psum(jnp.sum(rungs(a), axis=1), axis_name)
-    info = TemperingInfo(
-        collectives.pmean(jnp.mean(rungs(acceptance), axis=1), axis_name) / num_steps,
-        collectives.pmean(jnp.mean(swap_acceptance, axis=1), axis_name),
-        count(num_nonfinite),
-        None if bounds is None else count(num_outside),
-    )
-    if adapted and method == "mala":
-        change = ADAPTATION_RATE * (info.acceptance - target_acceptance)
-        log_step_sizes = state.log_step_sizes + change.astype(state.log_step_sizes.dtype)
-        if max_step_size is not None:
-            log_step_sizes = jnp.minimum(log_step_sizes, jnp.log(max_step_size))
-        new = new._replace(log_step_sizes=log_step_sizes)
-    return new, info
+    return new, jax.tree.map(rungs, totals)
+
+
+def _adapted(log_step_sizes: Any, excess: Array, max_step_size: Array | None) -> Array:
+    """[R] log step sizes, longer where more moves are accepted than was aimed at."""
+    log_step_sizes = log_step_sizes + (ADAPTATION_RATE * excess).astype(log_step_sizes.dtype)
+    return log_step_sizes if max_step_size is None else jnp.minimum(log_step_sizes, jnp.log(max_step_size))
 
 
 def _swap(keys: Array, state: TemperingState, temperatures: Array, num_swaps: int):
@@ -279,7 +299,7 @@ def _swap(keys: Array, state: TemperingState, temperatures: Array, num_swaps: in
         # A NaN never swaps, and does not spoil the mean.
         probability = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(log_ratio, 0.0)))
         is_up = (pairs + state.num_rounds + k) % 2 == 0
-        swap = is_up[:, None] & (draw(_fold(keys, k)) < probability)
+        swap = is_up[:, None] & (draw(fold(keys, k)) < probability)
         from_above = jnp.pad(swap, ((0, 1), (0, 0))).astype(jnp.int32)
         from_below = jnp.pad(swap, ((1, 0), (0, 0))).astype(jnp.int32)
         source = rungs + from_above - from_below
@@ -297,11 +317,6 @@ def _swap(keys: Array, state: TemperingState, temperatures: Array, num_swaps: in
         num_rounds=state.num_rounds + num_swaps,
     )
     return moved, total / num_swaps
-
-
-def _fold(keys: Array, data: Any) -> Array:
-    """[B] keys folded with one number."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)
 
 
 def _temperatures(temperatures: Any) -> Array:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+__all__ = ["ENCODER", "PARTS", "PATCHES", "POSITIONS", "Shapes", "Weight", "configuration", "some", "table"]
+
 POSITIONS, PATCHES = "patch_embed.pos_embed", "patch_embed.patch_embed.weight"
 
 

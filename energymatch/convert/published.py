@@ -28,6 +28,18 @@ from orbax.checkpoint import v1 as ocp
 from egm.checkpoint import paths as folders
 from energymatch.convert import official
 
+__all__ = [
+    "CONFIG_FILE",
+    "PARAMS_FOLDER",
+    "PUBLISHED",
+    "configuration",
+    "from_official",
+    "load",
+    "main",
+    "save",
+    "select",
+]
+
 CONFIG_FILE, PARAMS_FOLDER = "network.json", "params"
 
 
@@ -114,12 +126,12 @@ def save(folder: str | pathlib.Path, config: Mapping[str, Any], params: Any) -> 
     Raises:
       FileExistsError: the folder has parameters already. TypeError, ValueError: it is none that orbax reads.
     """
-    folder = folders.resolve(folder)
-    if (folder / PARAMS_FOLDER).exists():
-        raise FileExistsError(f"folder must not hold {PARAMS_FOLDER} yet, got {folder}")
+    home = folders.resolve(folder)
+    if (home / PARAMS_FOLDER).exists():
+        raise FileExistsError(f"folder must not hold {PARAMS_FOLDER} yet, got {home}")
     text = json.dumps(dict(config), indent=1)
-    ocp.save(folder / PARAMS_FOLDER, params)
-    (folder / CONFIG_FILE).write_text(text + "\n")
+    ocp.save(home / PARAMS_FOLDER, params)
+    (home / CONFIG_FILE).write_text(text + "\n")
 
 
 def load(folder: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
@@ -128,17 +140,15 @@ def load(folder: str | pathlib.Path) -> tuple[dict[str, Any], Any]:
     Raises:
       FileNotFoundError: the folder has no config or no params. TypeError, ValueError: as `save`.
     """
-    folder = folders.resolve(folder)
+    home = folders.resolve(folder)
     for name in (CONFIG_FILE, PARAMS_FOLDER):
-        if not (folder / name).exists():
-            raise FileNotFoundError(
-                f"folder must hold {name}, as energymatch.convert writes it, got {folder}"
-            )
-    config = json.loads((folder / CONFIG_FILE).read_text())
+        if not (home / name).exists():
+            raise FileNotFoundError(f"folder must hold {name}, as energymatch.convert writes it, got {home}")
+    config = json.loads((home / CONFIG_FILE).read_text())
     config = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
     # Asked for as host arrays, it does not matter which devices wrote them.
-    stored = ocp.metadata(folder / PARAMS_FOLDER).metadata
-    host = ocp.load(folder / PARAMS_FOLDER, jax.tree.map(lambda a: np.empty(a.shape, a.dtype), stored))
+    stored = ocp.metadata(home / PARAMS_FOLDER).metadata
+    host = ocp.load(home / PARAMS_FOLDER, jax.tree.map(lambda a: np.empty(a.shape, a.dtype), stored))
     return config, jax.tree.map(jnp.asarray, host)
 
 
@@ -183,7 +193,9 @@ def _read(file, weights):
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line, `python -m energymatch.convert`."""
-    parser = argparse.ArgumentParser(prog="python -m energymatch.convert", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m energymatch.convert", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("checkpoint", help="an official .pt file")
     parser.add_argument("folder", help="to write, without parameters in it")
     parser.add_argument(

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from egm import checks
 from egm.typing import Array
 
+__all__ = ["CostFn", "line_of_sight", "squared_euclidean", "squared_euclidean_of_centred"]
+
 _FEW = 16
 """Dimensions up to which B^2 D differences cost about what a matrix product does."""
 
@@ -120,9 +122,11 @@ def _flat(x_0: Array, x_1: Array) -> tuple[Array, Array]:
     x_0, x_1 = checks.float_array(x_0, "x_0", min_ndim=1), checks.float_array(x_1, "x_1", min_ndim=1)
     if x_0.shape[1:] != x_1.shape[1:]:
         raise ValueError(f"x_0 has event shape {x_0.shape[1:]}, x_1 has {x_1.shape[1:]}")
-    checks.not_empty(x_0, "x_0"), checks.not_empty(x_1, "x_1")
+    checks.not_empty(x_0, "x_0")
+    checks.not_empty(x_1, "x_1")
     dtype = jnp.promote_types(jnp.result_type(x_0, x_1), jnp.float32)
-    return tuple(x.reshape(x.shape[0], -1).astype(dtype) for x in (x_0, x_1))
+    flat = lambda x: x.reshape(x.shape[0], -1).astype(dtype)
+    return flat(x_0), flat(x_1)
 
 
 def _centre(x: Array) -> Array:
@@ -132,7 +136,7 @@ def _centre(x: Array) -> Array:
     """
     finite = jnp.all(jnp.isfinite(x), axis=1, keepdims=True)
     x = jnp.where(finite, x, 0.0)
-    weights = finite.astype(x.dtype)
+    weights, centre = finite.astype(x.dtype), jnp.zeros_like(x[:1])
     for _ in range(3):
         centre = jnp.sum(weights * x, axis=0, keepdims=True) / jnp.maximum(jnp.sum(weights), 1e-30)
         squares = jnp.sum((x - centre) ** 2, axis=1, keepdims=True)

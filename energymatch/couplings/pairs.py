@@ -18,6 +18,8 @@ from egm.typing import Array, Key
 from energymatch.couplings.costs import CostFn, squared_euclidean, squared_euclidean_of_centred
 from energymatch.couplings.plans import exact_assignment, sinkhorn_plan
 
+__all__ = ["exact_ot", "independent", "sinkhorn"]
+
 
 def independent(key: Key, x_0: Array, x_1: Array, *, axis_name: str | None = None) -> tuple[Array, Array]:
     """Pairs at random: x_1 in a random order of the global batch.

@@ -7,13 +7,26 @@ with short products set `jax.default_matmul_precision("highest")`. Shape letters
 of one state, D its size, m Lanczos steps, P probes.
 """
 
-from energymatch.curvature.dimension import METHODS, Count, eigenvalue_count, local_intrinsic_dimension
+from energymatch.curvature.dimension import (
+    METHODS,
+    Count,
+    CountMethod,
+    Dense,
+    Lanczos,
+    Quadrature,
+    eigenvalue_count,
+    local_intrinsic_dimension,
+)
 from energymatch.curvature.hessian import hessian_vector_product, lanczos, spectrum
 from energymatch.curvature.tridiagonal import Tridiagonal
 
 __all__ = [
     "Count",
+    "CountMethod",
+    "Dense",
+    "Lanczos",
     "METHODS",
+    "Quadrature",
     "Tridiagonal",
     "eigenvalue_count",
     "hessian_vector_product",

@@ -21,6 +21,8 @@ from energymatch.curvature import tridiagonal
 from energymatch.curvature.tridiagonal import Tridiagonal
 from energymatch.potential import Potential, value_and_gradient
 
+__all__ = ["check_steps", "directions", "hessian_vector_product", "lanczos", "like", "linearized", "spectrum"]
+
 
 def hessian_vector_product(potential: Potential, x: Array, v: Array) -> Array:
     """[B, *event] the product H(x) v of every example, one gradient and its forward derivative.

@@ -16,6 +16,16 @@ import jax.numpy as jnp
 from egm import collectives
 from egm.typing import Array, Key
 
+__all__ = [
+    "Push",
+    "Tridiagonal",
+    "all_finite",
+    "count_below",
+    "eigenvalues",
+    "tridiagonalize",
+    "weight_inside",
+]
+
 Push = Callable[[Array], Array]
 
 

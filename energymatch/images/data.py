@@ -17,6 +17,20 @@ import numpy as np
 from egm import checks
 from energymatch.images import files
 
+__all__ = [
+    "BatchStream",
+    "CIFAR10_FILES",
+    "COLORS",
+    "IMAGENET32_FILES",
+    "ImageSet",
+    "SIDE",
+    "read_cifar10",
+    "read_imagenet32",
+    "save_samples",
+    "to_float",
+    "to_uint8",
+]
+
 SIDE, COLORS = 32, 3
 """Of the images of both data sets."""
 

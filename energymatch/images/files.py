@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+__all__ = ["find", "npz_array"]
+
 
 def find(
     folder: str | os.PathLike, split: str, names: Mapping[str, Sequence[str]], what: str

@@ -7,12 +7,18 @@ runs chains in one `lax.scan`; `init` and `step` are for loops of one's own. Sha
 """
 
 from energymatch.langevin.chains import Samples, init, reflect, sample, step
-from energymatch.langevin.state import METHODS, LangevinInfo, LangevinState, Temperature
+from energymatch.langevin.methods import MALA, METHODS, EulerMaruyama, Heun
+from energymatch.langevin.state import LangevinInfo, LangevinState, Method, Proposal, Temperature
 
 __all__ = [
+    "EulerMaruyama",
+    "Heun",
     "LangevinInfo",
     "LangevinState",
+    "MALA",
     "METHODS",
+    "Method",
+    "Proposal",
     "Samples",
     "Temperature",
     "init",

@@ -15,23 +15,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, collectives, random
+from egm import checks, random
 from egm.typing import Array, Key
 from energymatch.langevin import methods
 from energymatch.langevin import state as state_
+from energymatch.langevin.methods import check_settings
+from energymatch.langevin.scans import fold, scan
 from energymatch.langevin.state import (
-    METHODS,
     LangevinInfo,
     LangevinState,
+    Method,
     Temperature,
     check_bounds,
-    check_settings,
     check_step_size,
     check_time,
     evaluate,
     start_inside,
 )
 from energymatch.potential import Potential
+
+__all__ = ["Samples", "init", "reflect", "sample", "step"]
 
 
 class Samples(NamedTuple):
@@ -61,8 +64,8 @@ def reflect(x: Array, bounds: tuple[float, float]) -> Array:
       TypeError, ValueError: `x` is not floating, `bounds` is no pair lo < hi.
     """
     x = checks.float_array(x, "x")
-    bounds = check_bounds(bounds)
-    return x if bounds is None else state_.reflect(x, bounds)[0]
+    box = check_bounds(bounds)
+    return x if box is None else state_.reflect(x, box)[0]
 
 
 def init(potential: Potential, x: Array, *, energies: Sequence[Potential] = ()) -> LangevinState:
@@ -77,7 +80,7 @@ def init(potential: Potential, x: Array, *, energies: Sequence[Potential] = ()) 
       TypeError: `x` or an output is not floating, or `energies` is no sequence of functions.
       ValueError: V or U has another shape than stated.
     """
-    settings = check_settings(potential, 0.0, energies, METHODS[0], None)
+    settings = check_settings(potential, 0.0, energies, methods.EulerMaruyama(), None)
     return evaluate(settings, checks.float_array(x, "x", min_ndim=1))
 
 
@@ -90,19 +93,15 @@ def step(
     temperature: Temperature,
     step_size: float | Array,
     energies: Sequence[Potential] = (),
-    method: str = "euler_maruyama",
+    method: str | Method = "euler_maruyama",
     bounds: tuple[float, float] | None = None,
     axis_name: str | None = None,
 ) -> tuple[LangevinState, LangevinInfo]:
     """One step of length h from t to t + h.
 
-    With G = grad V + eps(t) sum_j grad U_j and one normal eta:
-      "euler_maruyama": x - h G(x, t) + sqrt(2 eps(t) h) eta. Its stationary law is off by O(h).
-      "heun": predictor and corrector with the same noise, x - h (G(x, t) + G(x', t + h))/2 + noise of
-        variance (eps(t) + eps(t + h)) h, with x' the Euler step; two evaluations of V.
-      "mala": the Euler step as a proposal at the temperature eps(t), accepted by Metropolis' test with
-        the forward and backward proposal densities: exact for every h at a fixed temperature. Where
-        eps(t) = 0 it is a gradient step that is always accepted.
+    `methods.EulerMaruyama`, `Heun` and `MALA` ("euler_maruyama", "heun", "mala") say what a step is, with one
+    normal eta for all of it. "mala" is exact for every h at a fixed temperature; where eps(t) = 0 it is a
+    gradient step that is always accepted.
 
     A proposal that is not finite, or where V, U or their gradients are not, leaves its chain where it
     was and is counted. V or U = +inf is zero density: "mala" rejects it without counting.
@@ -117,7 +116,7 @@ def step(
       step_size: h, a number, a traced scalar or [B].
       energies: U_j as in `init`. Terms that couple the batch see the other chains' proposals; "mala"
         takes terms of one example each only.
-      method: one of METHODS.
+      method: one of METHODS, or an object that is a `Method`.
       bounds: (lo, hi) of each coordinate, walls that reflect: a move with noise is folded into the box, one
         without (eps = 0) stops at the wall. "mala" tests its folded proposals as moves of the density
         continued evenly at the walls, hence is exact for the density cut to the box. A chain that stands
@@ -150,7 +149,7 @@ def sample(
     temperature: Temperature,
     t_0: float | Array = 0.0,
     energies: Sequence[Potential] = (),
-    method: str = "euler_maruyama",
+    method: str | Method = "euler_maruyama",
     bounds: tuple[float, float] | None = None,
     save_every: int | None = None,
     axis_name: str | None = None,
@@ -194,22 +193,19 @@ def sample(
 
     def body(carry, k):
         state, acceptance, num_nonfinite = carry
-        keys_k = jax.vmap(jax.random.fold_in, (0, None))(keys, k)
-        state, info = methods.move(keys_k, state, time(k), step_size, settings)
+        state, info = methods.move(fold(keys, k), state, time(k), step_size, settings)
         return (state, acceptance + info.acceptance, num_nonfinite + info.num_nonfinite), None
 
     def block(carry, ks):
-        carry, _ = jax.lax.scan(body, carry, ks)
+        carry, _ = scan(body, carry, ks)
         return carry, (carry[0].x if save_every is not None else None)
 
-    state = init(potential, x_0, energies=settings.energies)
+    state = evaluate(settings, x_0)
     start = (state, jnp.zeros(batch, state.x.dtype), jnp.zeros(batch, jnp.int32))
-    like, _ = jax.eval_shape(body, start, 0)
-    start = collectives.varying_like(start, like)
     steps = np.arange(num_steps, dtype=np.int32).reshape(-1, every)
-    (state, acceptance, num_nonfinite), states = jax.lax.scan(block, start, steps)
+    (state, acceptance, num_nonfinite), states = scan(block, start, steps)
     times = None
-    if save_every is not None:
+    if states is not None:
         states = jnp.concatenate([start[0].x[None], states])
         times = jax.vmap(time)(np.arange(0, num_steps + 1, every))
     return Samples(state.x, states, times, acceptance / num_steps, num_nonfinite, num_outside)

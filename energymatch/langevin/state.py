@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,22 @@ from egm.checks import number
 from egm.typing import Array
 from energymatch.potential import Potential, value_and_gradient
 
-METHODS = ("euler_maruyama", "heun", "mala")
-"""Names of the discretisations."""
-
+__all__ = [
+    "LangevinInfo",
+    "LangevinState",
+    "Method",
+    "Proposal",
+    "Settings",
+    "Temperature",
+    "check_bounds",
+    "check_energies",
+    "check_step_size",
+    "check_time",
+    "evaluate",
+    "outside",
+    "reflect",
+    "start_inside",
+]
 
 Temperature = float | Array | Callable[[Array], Array]
 """eps: a number, an array () or [B], or a function eps(t) of the times () or [B]."""
@@ -58,25 +71,44 @@ class LangevinInfo(NamedTuple):
     num_outside: Array | None = None
 
 
+class Proposal(NamedTuple):
+    """What a method proposes.
+
+    Attributes:
+      state: at the proposed points, or at the old one where there is none.
+      finite: [B] whether there is a point, at every stage of the method.
+      sign: [B, *event] 1 or -1, the derivative of the point's reflection; None without bounds.
+    """
+
+    state: LangevinState
+    finite: Array
+    sign: Array | None
+
+
+@runtime_checkable
+class Method(Protocol):
+    """How one step is made; frozen and hashable. `walk` is a `methods.Walk`: time, length, noise, walls."""
+
+    adjusted: ClassVar[bool]
+    """Whether it has a test: it takes a second key then, and energies of one example each only."""
+
+    def propose(self, walk: Any, state: LangevinState) -> Proposal:
+        """Where the chains would go."""
+        ...
+
+    def log_acceptance(self, walk: Any, old: LangevinState, proposal: Proposal) -> Array | None:
+        """[B] the log of the odds to accept, below 0 or not; None where every finite proposal is."""
+        ...
+
+
 class Settings(NamedTuple):
-    """What stays the same over the steps of a chain, checked by `check_settings`."""
+    """What stays the same over the steps of a chain, checked by `methods.check_settings`."""
 
     potential: Potential
     temperature: Temperature
     energies: tuple[Potential, ...]
-    method: str
+    method: Method
     bounds: tuple[float, float] | None
-
-
-def check_settings(
-    potential: Potential, temperature: Temperature, energies: Any, method: str, bounds: Any
-) -> Settings:
-    """The settings; raises TypeError or ValueError that names the argument."""
-    if not callable(potential):
-        raise TypeError(f"potential must be callable, got {potential!r}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}, got {method!r}")
-    return Settings(potential, temperature, _check_energies(energies), method, check_bounds(bounds))
 
 
 def check_bounds(bounds: Any) -> tuple[float, float] | None:
@@ -125,7 +157,8 @@ def start_inside(x: Any, name: str, bounds: tuple[float, float] | None) -> tuple
     return reflect(x, bounds)[0], outside(x, bounds).astype(jnp.int32)
 
 
-def _check_energies(energies: Any) -> tuple[Potential, ...]:
+def check_energies(energies: Any) -> tuple[Potential, ...]:
+    """The terms as a tuple; raises TypeError unless they are functions."""
     if not isinstance(energies, (tuple, list)) or not all(callable(u) for u in energies):
         raise TypeError(f"energies must be a tuple of functions, got {energies!r}")
     return tuple(energies)
@@ -172,8 +205,7 @@ def evaluate(settings: Settings, x: Array) -> LangevinState:
     value, gradient = value_and_gradient(settings.potential, x)
     energy = energy_gradient = None
     if settings.energies:
-        adjusted = settings.method == "mala"
-        energy, energy_gradient = _energy_and_gradient(settings.energies, x, adjusted)
+        energy, energy_gradient = _energy_and_gradient(settings.energies, x, settings.method.adjusted)
     return LangevinState(x, value.astype(x.dtype), gradient, energy, energy_gradient)
 
 

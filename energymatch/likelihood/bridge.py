@@ -16,8 +16,27 @@ import numpy as np
 from egm import checks, collectives, importance, random
 from egm.typing import Array, Key
 from energymatch import langevin
+from energymatch.langevin import methods
+from energymatch.langevin.scans import fold
 from energymatch.likelihood.priors import GaussianPrior, MixturePrior, Prior
 from energymatch.potential import Potential, boltzmann_log_density
+
+__all__ = [
+    "Bridge",
+    "Layout",
+    "PILOT_ESS",
+    "PILOT_MOVES",
+    "PILOT_STEPS",
+    "POOLED",
+    "Problem",
+    "TARGET_ACCEPTANCE",
+    "check_bridge",
+    "increment",
+    "levels",
+    "pilot",
+    "resample",
+    "tune_bridge",
+]
 
 TARGET_ACCEPTANCE = 0.57
 """Of the adjusted moves; optimal for MALA in high dimension (Roberts and Rosenthal, 1998)."""
@@ -75,8 +94,7 @@ class Problem:
     prior: Prior
 
     def __post_init__(self):
-        if not callable(self.potential):
-            raise TypeError(f"potential must be callable, got {self.potential!r}")
+        checks.function(self.potential, "potential")
         if isinstance(self.prior, type) or not isinstance(self.prior, Prior):
             raise TypeError(f"prior must have sample and log_density, got {self.prior!r}")
         checks.positive_float(self.epsilon, "epsilon")
@@ -107,7 +125,8 @@ class Problem:
 
     def init(self, z: Array) -> langevin.LangevinState:
         """Chains at z; their `value` is the work W, their `energy` -log p_0 (None with a mixture)."""
-        return langevin.init(self._work, z, energies=() if self._is_mixture else (self._base,))
+        energies = () if isinstance(self.prior, MixturePrior) else (self._base,)
+        return langevin.init(self._work, z, energies=energies)
 
     def move(
         self, keys: Array, state: langevin.LangevinState, b: Array, step_size: Array, num_moves: int
@@ -126,31 +145,25 @@ class Problem:
     ) -> tuple[langevin.LangevinState, Array, Array, Array]:
         """One move: (state, [B] acceptance, [B] proposals not finite, [B] the component that made it)."""
         alive = jnp.isfinite(state.value)
-        if self._is_mixture:
-            new, info, labels = self._step_in_component(keys, state, b, step_size)
+        if isinstance(self.prior, MixturePrior):
+            new, info, labels = self._step_in_component(self.prior, keys, state, b, step_size)
         else:
-            new, info = langevin.step(
-                keys, state, 0.0, potential=self._work, energies=(self._base,),
-                temperature=1 / b, step_size=b * step_size, method="mala",
-            )  # fmt: skip
+            new, info = _adjusted(keys, state, b, step_size, self._work, self._base)
             labels = jnp.zeros(alive.shape, jnp.int32)
         # A chain outside the support stays there with no weight: that is no proposal's fault.
         return new, info.acceptance, jnp.where(alive, info.num_nonfinite, 0), labels
 
-    def _step_in_component(self, keys, state, b, step_size):
+    def _step_in_component(self, prior: MixturePrior, keys, state, b, step_size):
         label_keys, move_keys = random.split(keys)
-        log_joint = self.prior.log_joint(state.x)
+        log_joint = prior.log_joint(state.x)
         labels = random.per_example(jax.random.categorical, label_keys, log_joint).astype(jnp.int32)
-        frames = self.prior.frames(labels)
+        frames = prior.frames(labels)
         h = step_size if step_size.ndim == 0 else step_size[labels]
         z = frames.coordinates(state.x)
         # -log of the component's density, its constant left out: the test needs differences only.
         base = lambda z: 0.5 * jnp.sum(z**2, axis=tuple(range(1, z.ndim)))
         local = langevin.LangevinState(z, state.value, frames.pull(state.gradient), base(z), z)
-        local, info = langevin.step(
-            move_keys, local, 0.0, potential=lambda z: self._work(frames.event(z)), energies=(base,),
-            temperature=1 / b, step_size=b * h, method="mala",
-        )  # fmt: skip
+        local, info = _adjusted(move_keys, local, b, h, lambda z: self._work(frames.event(z)), base)
         # States that stay are kept as they were, so that coordinates never round them away.
         moved = info.accepted.reshape(-1, *[1] * (z.ndim - 1))
         x = jnp.where(moved, frames.event(local.x), state.x)
@@ -158,13 +171,9 @@ class Problem:
         return langevin.LangevinState(x, local.value, gradient, None, None), info, labels
 
     @property
-    def _is_mixture(self) -> bool:
-        return isinstance(self.prior, MixturePrior)
-
-    @property
     def num_step_sizes(self) -> int | None:
         """C of a mixture, one step size for each component; None for a single one."""
-        return self.prior.log_weights.shape[0] if self._is_mixture else None
+        return self.prior.log_weights.shape[0] if isinstance(self.prior, MixturePrior) else None
 
     def _base(self, z: Array) -> Array:
         return -self._log_density(self.event(z))
@@ -175,6 +184,14 @@ class Problem:
 
     def _log_density(self, x: Array) -> Array:
         return checks.model_output(self.prior.log_density(x), "prior.log_density", x.shape[:1])
+
+
+def _adjusted(
+    keys: Array, state: langevin.LangevinState, b: Array, h: Array, work: Potential, base: Potential
+) -> tuple[langevin.LangevinState, langevin.LangevinInfo]:
+    """A move of MALA at level b: at the temperature 1/b, with `base` in nats."""
+    settings = methods.Settings(work, 1 / b, (base,), langevin.MALA(), None)
+    return methods.move(keys, state, jnp.zeros(()), b * h, settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +223,6 @@ class Layout:
         return a.reshape(self.groups, self.size, *a.shape[1:])
 
 
-def fold(keys: Array, index: Any) -> Array:
-    """Every key folded with one index."""
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-
-
 def increment(state: langevin.LangevinState, b_from: Array, b: Array) -> Array:
     """[B] log-weight -(b - b_from) W of the step between two levels; -inf where W is no number."""
     log_w = -(b - b_from) * state.value
@@ -239,7 +251,7 @@ def resample(keys: Array, weights: Array, where: Array, state: Any) -> Any:
     return jax.tree.map(lambda a: a[index], state)
 
 
-def levels(bridge: Bridge) -> tuple[Array, Array, Array, Array]:
+def levels(bridge: Bridge) -> tuple[np.ndarray, Array, Array, Array]:
     """What a scan over a bridge takes: index, level before, level, step size, each [K]."""
     return np.arange(bridge.step_sizes.shape[0]), bridge.schedule[:-1], bridge.schedule[1:], bridge.step_sizes
 
@@ -294,7 +306,11 @@ def tune_bridge(
     problem = Problem(potential, epsilon, prior)
     layout = Layout.of(num_chains, num_groups, axis_name)
     num_steps = checks.positive_int(num_steps, "num_steps")
-    keys = random.example_keys(key, layout.chains, axis_name)
+    return pilot(random.example_keys(key, layout.chains, axis_name), problem, layout, num_steps, axis_name)
+
+
+def pilot(keys: Array, problem: Problem, layout: Layout, num_steps: int, axis_name: str | None) -> Bridge:
+    """`tune_bridge` of checked arguments, with [B] keys."""
     key_prior, key_moves, key_groups = random.split(keys, 3)
     key_groups = layout.split(key_groups)[:, 0]
     state = problem.start(key_prior)

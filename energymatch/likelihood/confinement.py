@@ -18,8 +18,22 @@ import numpy as np
 
 from egm import checks, collectives, importance
 from egm.typing import Array
+from energymatch.langevin.scans import scan
 from energymatch.likelihood.priors import Prior
 from energymatch.potential import Potential, boltzmann_log_density, value_and_gradient
+
+__all__ = [
+    "FACTORS",
+    "MOMENTUM",
+    "NUM_DESCENTS",
+    "NUM_RAYS",
+    "POLISH",
+    "Reach",
+    "SURPLUS",
+    "TUBE",
+    "TURN",
+    "probe",
+]
 
 NUM_RAYS = 64
 """R, or the number of chains if that is less."""
@@ -127,8 +141,7 @@ def _descend(
 
     steps = jnp.asarray(first * factor ** np.arange(num_steps), direction.dtype)
     start = (direction, jnp.zeros_like(direction))
-    like, _ = jax.eval_shape(body, start, steps[0])
-    return jax.lax.scan(body, collectives.varying_like(start, like), steps)[0][0]
+    return scan(body, start, steps)[0][0]
 
 
 def _unit(v: Array) -> Array:

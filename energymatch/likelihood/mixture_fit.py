@@ -17,6 +17,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+__all__ = [
+    "BACKGROUND_WIDTH",
+    "LONG",
+    "Mixture",
+    "NUM_STARTS",
+    "PATIENCE",
+    "SHORT",
+    "SIZES",
+    "SURE",
+    "TOLERANCE",
+    "fit",
+    "log_densities",
+    "predictive_factors",
+]
+
 SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 """Numbers of components that are tried, up to the largest allowed one."""
 
@@ -77,12 +92,16 @@ def fit(
     held_out, rest = x[order[: count // 5]], x[order[count // 5 :]]
     # A matrix of D (D + 1)/2 numbers wants several D points, a normal of any kind a few.
     most = max(1, rest.shape[0] // (4 * size if full else 8))
-    best, best_log_p, misses = None, None, 0
-    for num in (s for s in SIZES if s <= min(most, max_components)):
+
+    def fitted(num):
         found = _best_start(rng, rest, num, full, floor, background)
         found = _em(rest, found, full, floor, background, LONG)[0]
-        log_p = _joint(held_out, found, background)[1]
-        if best is None or _is_better(log_p, best_log_p):
+        return found, _joint(held_out, found, background)[1]
+
+    (best, best_log_p), misses = fitted(SIZES[0]), 0
+    for num in (s for s in SIZES[1:] if s <= min(most, max_components)):
+        found, log_p = fitted(num)
+        if _is_better(log_p, best_log_p):
             best, best_log_p, misses = found, log_p, 0
         else:
             misses += 1
@@ -138,7 +157,7 @@ def _one_hot(labels: np.ndarray, num: int | None = None) -> np.ndarray:
 
 def _em(x, mixture, full, floor, background, most) -> tuple[Mixture, float]:
     """(mixture, mean log-likelihood before the last step) after at most `most` steps of EM."""
-    before = -math.inf
+    before = score = -math.inf
     for _ in range(most):
         log_joint, log_p = _joint(x, mixture, background)
         mixture = _maximise(x, np.exp(log_joint - log_p[:, None]), full, floor)

@@ -15,7 +15,6 @@ Grosse, Ghahramani and Adams (2015), the bound from above by running the bridge 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -24,16 +23,17 @@ import jax.numpy as jnp
 from egm import checks, collectives, importance, metrics, random, summation
 from egm.checks import number
 from egm.typing import Array, Key
+from energymatch.langevin import LangevinState
+from energymatch.langevin.scans import fold, scan
 from energymatch.likelihood.bridge import (
     Bridge,
     Layout,
     Problem,
     check_bridge,
-    fold,
     increment,
     levels,
+    pilot,
     resample,
-    tune_bridge,
 )
 from energymatch.likelihood.confinement import SURPLUS, Reach, probe
 from energymatch.likelihood.priors import (
@@ -42,6 +42,18 @@ from energymatch.likelihood.priors import (
     widened,
 )
 from energymatch.potential import Potential, boltzmann_log_density
+
+__all__ = [
+    "Evidence",
+    "LogPartition",
+    "UpperBound",
+    "WIDER",
+    "evidence",
+    "log_partition",
+    "log_partition_upper",
+    "log_prob",
+    "nll",
+]
 
 WIDER = 3.0
 """Factor on the widths of the prior of `evidence`'s third run."""
@@ -206,14 +218,59 @@ def log_partition(
     keys = random.example_keys(key, layout.chains, axis_name)
     key_tune, key_prior, key_moves, key_groups, key_rays = random.split(keys, 5)
     if bridge is None:
-        bridge = tune_bridge(
-            key_tune, potential, epsilon=epsilon, prior=prior, num_chains=num_chains, num_steps=num_steps,
-            num_groups=num_groups, axis_name=axis_name,
-        )  # fmt: skip
-    bridge = check_bridge(bridge, problem.num_step_sizes)
-    state = problem.start(key_prior)
-    num_bad_starts = jnp.sum(importance.nonfinite(-state.value))
-    key_groups = layout.split(key_groups)[:, 0]
+        bridge = pilot(key_tune, problem, layout, num_steps, axis_name)
+    else:
+        bridge = check_bridge(bridge, problem.num_step_sizes)
+    start = problem.start(key_prior)
+    run = _anneal(problem, layout, bridge, start, (key_moves, key_groups), num_moves, resample_below)
+    num_bad = jnp.sum(importance.nonfinite(-start.value)) + jnp.sum(run.num_bad)
+    group_log_z = run.log_z + importance.log_mean_exp(run.log_w, 1)
+    log_z = importance.log_mean_exp(group_log_z, 0, axis_name)
+    reach = probe(key_rays, potential, epsilon=epsilon, prior=prior, axis_name=axis_name)
+    confined = reach.grows & ~(reach.log_mass > log_z + SURPLUS)
+    log_weights = (run.log_z[:, None] + run.log_w).reshape(-1)
+    error, reliability = _error(group_log_z, log_weights, axis_name)
+    return LogPartition(
+        log_z,
+        jnp.where(confined, error, jnp.inf),
+        importance.snis(log_weights, 0, axis_name).ess,
+        collectives.pmean(run.acceptance, axis_name),
+        problem.event(run.state.x),
+        log_weights,
+        collectives.psum(jnp.sum(run.num_resampled), axis_name),
+        collectives.psum(num_bad, axis_name),
+        bridge,
+        reach,
+        confined,
+        reliability,
+    )
+
+
+class _Run(NamedTuple):
+    """What the levels leave: log-weights [G, N/G] since the last resampling of a group, log Z [G] up to it.
+
+    `acceptance`, `num_bad` and `num_resampled` are [K].
+    """
+
+    state: LangevinState
+    log_w: Array
+    log_z: Array
+    acceptance: Array
+    num_bad: Array
+    num_resampled: Array
+
+
+def _anneal(
+    problem: Problem,
+    layout: Layout,
+    bridge: Bridge,
+    start: LangevinState,
+    keys: tuple[Array, Array],
+    num_moves: int,
+    resample_below: float | None,
+) -> _Run:
+    """At each level: weigh, resample the groups that need it, move. Keys [B] are for moves and for groups."""
+    key_moves, key_groups = keys[0], layout.split(keys[1])[:, 0]
 
     def body(carry, level):
         state, total, log_z = carry
@@ -229,34 +286,20 @@ def log_partition(
         state, info = problem.move(fold(key_moves, index), state, b, h, num_moves)
         return (state, total, log_z), (*_totals(info), jnp.sum(resampled, dtype=jnp.int32))
 
-    zeros = jnp.zeros((layout.groups, layout.size), state.value.dtype)
-    start = (state, summation.start(zeros), zeros[:, 0])
-    (state, total, log_z), (acceptance, num_bad, num_resampled) = _scan(body, start, levels(bridge))
-    log_w = summation.finish(total)
-    group_log_z = log_z + importance.log_mean_exp(log_w, 1)
-    log_z_all = importance.log_mean_exp(group_log_z, 0, axis_name)
-    reach = probe(key_rays, potential, epsilon=epsilon, prior=prior, axis_name=axis_name)
-    confined = reach.grows & ~(reach.log_mass > log_z_all + SURPLUS)
-    log_weights = (log_z[:, None] + log_w).reshape(-1)
+    zeros = jnp.zeros((layout.groups, layout.size), start.value.dtype)
+    carry = (start, summation.start(zeros), zeros[:, 0])
+    (state, total, log_z), counts = scan(body, carry, levels(bridge))
+    return _Run(state, summation.finish(total), log_z, *counts)
+
+
+def _error(groups: Array, log_weights: Array, axis_name: str | None) -> tuple[Array, importance.Reliability]:
+    """The standard error of log Z from the groups' estimates and all weights; inf where they carry none."""
     reliability = importance.reliability(log_weights, axis_name)
     # The spread of few groups is itself uncertain: no less than that of chains, were they independent.
-    spread = metrics.log_mean_error(group_log_z, axis_name), metrics.log_mean_error(log_weights, axis_name)
+    spread = metrics.log_mean_error(groups, axis_name), metrics.log_mean_error(log_weights, axis_name)
     # Two errors cover two standard deviations of the mean and what the tail may still hold.
     error = jnp.hypot(jnp.maximum(*spread), reliability.unseen / 2)
-    return LogPartition(
-        log_z_all,
-        jnp.where(confined & reliability.reliable, error, jnp.inf),
-        importance.snis(log_weights, 0, axis_name).ess,
-        collectives.pmean(acceptance, axis_name),
-        problem.event(state.x),
-        log_weights,
-        collectives.psum(jnp.sum(num_resampled), axis_name),
-        collectives.psum(num_bad_starts + jnp.sum(num_bad), axis_name),
-        bridge,
-        reach,
-        confined,
-        reliability,
-    )
+    return jnp.where(reliability.reliable, error, jnp.inf), reliability
 
 
 def log_partition_upper(
@@ -313,7 +356,7 @@ def log_partition_upper(
         return (state, summation.add(total, increment(state, b_from, b))), _totals(info)
 
     start = (state, summation.start(jnp.zeros_like(state.value)))
-    (_, total), (acceptance, num_bad) = _scan(body, start, levels(bridge), reverse=True)
+    (_, total), (acceptance, num_bad) = scan(body, start, levels(bridge), reverse=True)
     log_w = summation.finish(total)
     valid = jnp.isfinite(state.value) & jnp.isfinite(log_w)
     count = collectives.psum(jnp.sum(valid), axis_name)
@@ -379,7 +422,7 @@ def evidence(
     lower_keys, wide_keys, upper_keys = random.split(keys, 3)
     # The data are no chains: keys of their own, by their place over all devices.
     upper_key = _first_key(upper_keys, axis_name)
-    options = dict(epsilon=epsilon, num_moves=num_moves, axis_name=axis_name)
+    options: dict[str, Any] = dict(epsilon=epsilon, num_moves=num_moves, axis_name=axis_name)
 
     def forward(run):
         keys, prior = run
@@ -435,8 +478,3 @@ def _totals(info: tuple[Array, Array]) -> tuple[Array, Array]:
     """(mean acceptance, number of proposals that were not finite) over the chains of this device."""
     acceptance, num_bad = info
     return jnp.mean(acceptance), jnp.sum(num_bad)
-
-
-def _scan(body: Callable, start: Any, steps: Any, reverse: bool = False) -> Any:
-    like, _ = jax.eval_shape(body, start, jax.tree.map(lambda a: a[0], steps))
-    return jax.lax.scan(body, collectives.varying_like(start, like), steps, reverse=reverse)

@@ -17,6 +17,18 @@ from egm.checks import number
 from egm.typing import Array, Key
 from energymatch.likelihood import mixture_fit
 
+__all__ = [
+    "Frames",
+    "GaussianPrior",
+    "MixturePrior",
+    "Prior",
+    "fit_gaussian",
+    "fit_mixture",
+    "gaussian_prior",
+    "mixture_prior",
+    "widened",
+]
+
 
 @runtime_checkable
 class Prior(Protocol):
@@ -374,50 +386,80 @@ def fit_mixture(
     if flat.shape[0] > max_examples:
         flat = flat[rng.choice(flat.shape[0], max_examples, replace=False)]
     flat = flat.astype(np.float64)
+    if not np.any(np.ptp(flat, axis=0) > 0):
+        raise ValueError(f"x must not be constant: all of its {flat.shape[0]} examples are equal")
+    if full is None:
+        full = bool(flat.shape[1] <= 32 and flat.shape[0] >= 10 * flat.shape[1])
+    units = _units(flat, full, floor)
+    found = mixture_fit.fit(rng, units.z, full, max_components, floor, background)
+    counts = found.counts / found.counts.sum()
+    weights = (1 - background) * 0.5 * (counts + 1 / counts.size)
+    means = np.zeros((counts.size + 1, flat.shape[1]))
+    means[:-1, units.moves] = found.mean @ units.turn.T
+    scales = (_factors if full else _deviations)(found, units, widen)
+    inverses = np.linalg.inv(scales) if full else 1 / scales
+    scales, inverses = (a if full else a.reshape(-1, *event) for a in (scales, inverses))
+    log_weights = np.log(np.append(weights, background))
+    means = (units.mean + means * units.deviation).reshape(-1, *event)
+    return MixturePrior(*(jnp.asarray(a, dtype) for a in (log_weights, means, scales, inverses)))
+
+
+class _Units(NamedTuple):
+    """Data [N, D] in coordinates of their own: x = mean + deviation * (turn z on the columns that move).
+
+    Attributes:
+      z: [N, d] with mean 0 and variance 1, d the number of columns that are not constant.
+      turn: [d, d], the root of the correlations where matrices are fitted, else 1.
+      mean, deviation, moves: [D].
+    """
+
+    z: np.ndarray
+    turn: np.ndarray
+    mean: np.ndarray
+    deviation: np.ndarray
+    moves: np.ndarray
+
+
+def _units(flat: np.ndarray, full: bool, floor: float) -> _Units:
+    """Standardised, and where matrices are fitted decorrelated: what EM finds does not depend on units."""
     mean, deviation = flat.mean(axis=0), flat.std(axis=0)
     moves = np.ptp(flat, axis=0) > 0
-    if not np.any(moves):
-        raise ValueError(f"x must not be constant: all of its {flat.shape[0]} examples are equal")
     deviation = np.where(moves, deviation, floor * deviation.max())
-    size = int(moves.sum())
-    if full is None:
-        full = flat.shape[1] <= 32 and flat.shape[0] >= 10 * flat.shape[1]
-    # Standardised, and where matrices are fitted decorrelated: what EM finds does not depend on units.
     z = ((flat - mean) / deviation)[:, moves]
-    turn = np.eye(size)
+    turn = np.eye(z.shape[1])
     if full:
         values, vectors = np.linalg.eigh(z.T @ z / z.shape[0])
         values = np.maximum(values, (floor * 1e-3) ** 2 * values[-1])
         turn = vectors * np.sqrt(values)
         z = (z @ vectors) / np.sqrt(values)
-    found = mixture_fit.fit(rng, z, full, max_components, floor, background)
-    factors = widen**2 * mixture_fit.predictive_factors(found.counts, size, full)
-    counts = found.counts / found.counts.sum()
-    weights = (1 - background) * 0.5 * (counts + 1 / counts.size)
-    means = np.zeros((counts.size + 1, flat.shape[1]))
-    means[:-1, moves] = found.mean @ turn.T
-    if not full:
-        scales = np.ones_like(means)
-        scales[:-1] = widen
-        scales[:-1, moves] = np.sqrt(factors[:, None] * found.covariance)
-        scales[-1] = mixture_fit.BACKGROUND_WIDTH
-        scales = (scales * deviation).reshape(-1, *event)
-    else:
-        scales = np.zeros((counts.size + 1, flat.shape[1], flat.shape[1]))
-        scales[:, ~moves, ~moves] = widen
-        wide = mixture_fit.BACKGROUND_WIDTH**2 * np.eye(size)[None]
-        covariance = np.concatenate([factors[:, None, None] * found.covariance, wide])
-        # A lower-triangular factor of turn covariance turn^T, by QR of its root: no squared condition.
-        values, vectors = np.linalg.eigh(covariance)
-        roots = turn[None] @ (vectors * np.sqrt(values)[:, None, :])
-        lower = np.swapaxes(np.linalg.qr(np.swapaxes(roots, 1, 2), mode="r"), 1, 2)
-        lower = lower * np.sign(np.diagonal(lower, axis1=1, axis2=2))[:, None, :]
-        scales[np.ix_(np.arange(counts.size + 1), np.flatnonzero(moves), np.flatnonzero(moves))] = lower
-        scales = scales * deviation[:, None]
-    inverses = np.linalg.inv(scales) if full else 1 / scales
-    log_weights = np.log(np.append(weights, background))
-    means = (mean + means * deviation).reshape(-1, *event)
-    return MixturePrior(*(jnp.asarray(a, dtype) for a in (log_weights, means, scales, inverses)))
+    return _Units(z, turn, mean, deviation, moves)
+
+
+def _deviations(found: mixture_fit.Mixture, units: _Units, widen: float) -> np.ndarray:
+    """[C + 1, D] standard deviations of the widened components, the background last."""
+    factors = widen**2 * mixture_fit.predictive_factors(found.counts, units.z.shape[1], False)
+    scales = np.ones((found.counts.size + 1, units.mean.size))
+    scales[:-1] = widen
+    scales[:-1, units.moves] = np.sqrt(factors[:, None] * found.covariance)
+    scales[-1] = mixture_fit.BACKGROUND_WIDTH
+    return scales * units.deviation
+
+
+def _factors(found: mixture_fit.Mixture, units: _Units, widen: float) -> np.ndarray:
+    """[C + 1, D, D] lower-triangular A of the widened components, the background last."""
+    size, moves = units.z.shape[1], np.flatnonzero(units.moves)
+    factors = widen**2 * mixture_fit.predictive_factors(found.counts, size, True)
+    scales = np.zeros((found.counts.size + 1, units.mean.size, units.mean.size))
+    scales[:, ~units.moves, ~units.moves] = widen
+    wide = mixture_fit.BACKGROUND_WIDTH**2 * np.eye(size)[None]
+    covariance = np.concatenate([factors[:, None, None] * found.covariance, wide])
+    # A lower-triangular factor of turn covariance turn^T, by QR of its root: no squared condition.
+    values, vectors = np.linalg.eigh(covariance)
+    roots = units.turn[None] @ (vectors * np.sqrt(values)[:, None, :])
+    lower = np.swapaxes(np.linalg.qr(np.swapaxes(roots, 1, 2), mode="r"), 1, 2)
+    lower = lower * np.sign(np.diagonal(lower, axis1=1, axis2=2))[:, None, :]
+    scales[np.ix_(np.arange(scales.shape[0]), moves, moves)] = lower
+    return scales * units.deviation[:, None]
 
 
 def widened(prior: Prior, factor: float) -> Prior:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, importance
 from egm.typing import Array
 from energymatch.losses import reductions
+
+__all__ = ["Terms", "check_terms", "contrast", "contrastive_divergence_loss", "negative_limit"]
 
 
 def contrastive_divergence_loss(
@@ -59,50 +63,65 @@ def contrastive_divergence_loss(
     Source: Energy Matching (arXiv 2504.10612), L_CD and its clamp and trim; the L2 penalty: Du and
     Mordatch (2019).
     """
-    data_values = checks.wide(checks.float_array(data_values, "data_values", min_ndim=1))
-    negative_values = checks.wide(checks.float_array(negative_values, "negative_values", min_ndim=1))
-    for name, values in (("data_values", data_values), ("negative_values", negative_values)):
-        if values.ndim != 1 or values.size == 0:
-            raise ValueError(f"{name} must be a vector of at least 1, got shape {values.shape}")
+    data_values, negative_values = (
+        _values(data_values, "data_values"),
+        _values(negative_values, "negative_values"),
+    )
+    terms = check_terms(weight, trim, floor, limit, log_weights, energy_l2, negative_values.shape)
+    return contrast(data_values, negative_values, terms, axis_name)
+
+
+class Terms(NamedTuple):
+    """The options of the contrast, checked by `check_terms`."""
+
+    weight: float
+    trim: float
+    floor: float | None
+    limit: float | None
+    log_weights: Array | None
+    energy_l2: float
+
+
+def check_terms(
+    weight: Any, trim: Any, floor: Any, limit: Any, log_weights: Any, energy_l2: Any, shape: tuple[int, ...]
+) -> Terms:
+    """The options; raises TypeError or ValueError that names one. `shape` is that of the negatives."""
     weight = checks.positive_float(weight, "weight", allow_zero=True)
     energy_l2 = checks.positive_float(energy_l2, "energy_l2", allow_zero=True)
-    trim = checks.below_one(trim, "trim")
-    if log_weights is None:
-        log_weights = jnp.zeros_like(negative_values)
-    log_weights = checks.wide(checks.float_array(log_weights, "log_weights"))
-    if log_weights.shape != negative_values.shape:
-        raise ValueError(f"log_weights must have shape {negative_values.shape}, got {log_weights.shape}")
-    keep = reductions.lowest(jax.lax.stop_gradient(negative_values), trim, axis_name)
-    log_weights = jnp.where(keep, jax.lax.stop_gradient(log_weights), -jnp.inf)
+    if log_weights is not None:
+        log_weights = checks.wide(checks.float_array(log_weights, "log_weights"))
+        if log_weights.shape != shape:
+            raise ValueError(f"log_weights must have shape {shape}, got {log_weights.shape}")
+    limit = None if limit is None else checks.positive_float(limit, "limit")
+    floor = None if floor is None else checks.positive_float(floor, "floor", allow_zero=True)
+    return Terms(weight, checks.below_one(trim, "trim"), floor, limit, log_weights, energy_l2)
+
+
+def contrast(
+    data_values: Array, negative_values: Array, terms: Terms, axis_name: str | None
+) -> tuple[Array, dict[str, Array]]:
+    """`contrastive_divergence_loss` of checked arguments."""
+    stop = jax.lax.stop_gradient
+    keep = reductions.lowest(stop(negative_values), terms.trim, axis_name)
+    log_weights = jnp.zeros_like(negative_values) if terms.log_weights is None else terms.log_weights
+    log_weights = jnp.where(keep, stop(log_weights), -jnp.inf)
     data, data_ess = reductions.weighted_means(data_values, jnp.zeros_like(data_values), axis_name)
     negative, negative_ess = reductions.weighted_means(negative_values, log_weights, axis_name)
-    gap = jnp.where((data_ess > 0) & (negative_ess > 0), data[0] - negative[0], 0.0)
-    # The switches of limit and floor are those of the whole batch.
-    global_gap = collectives.pmean(jax.lax.stop_gradient(gap), axis_name)
-    contrast, kept = gap, jnp.ones((), gap.dtype)
-    diverging = jnp.zeros((), gap.dtype)
-    if limit is not None:
-        limit = checks.positive_float(limit, "limit")
-        ceiling = _quantile(data_values, axis_name) + limit
-        within = jnp.where(jax.lax.stop_gradient(negative_values) <= ceiling, log_weights, -jnp.inf)
-        near, near_ess = reductions.weighted_means(negative_values, within, axis_name)
-        # Cut, so that one chain that is far away does not decide for all.
-        cut = jnp.minimum(jax.lax.stop_gradient(negative_values), ceiling + limit)
-        cut, _ = reductions.weighted_means(cut, log_weights, axis_name)
-        cut_gap = collectives.pmean(jax.lax.stop_gradient(data[0]) - cut[0], axis_name)
-        kept = _share(negative_values, within, log_weights, axis_name)
-        follows = (data_ess > 0) & (near_ess > 0) & (cut_gap >= -limit)
-        contrast = jnp.where(follows, kept * (data[0] - near[0]), 0.0)
-        known = (data_ess > 0) & (negative_ess > 0)
-        diverging = (known & (~follows | (cut_gap > limit))).astype(gap.dtype)
-        global_gap = collectives.pmean(jax.lax.stop_gradient(contrast), axis_name)
-    loss, floored = weight * contrast, jnp.zeros((), gap.dtype)
-    if floor is not None:
-        floor = checks.positive_float(floor, "floor", allow_zero=True)
-        below = weight * global_gap < -floor
-        loss, floored = jnp.where(below, -floor, loss), below.astype(gap.dtype)
-    if energy_l2:
-        loss = loss + energy_l2 * (data[1] + negative[1])
+    known = (data_ess > 0) & (negative_ess > 0)
+    gap = jnp.where(known, data[0] - negative[0], 0.0)
+    counted, kept, diverging = gap, jnp.ones((), gap.dtype), jnp.zeros((), gap.dtype)
+    if terms.limit is not None:
+        reached = (data[0], data_ess > 0, known)
+        counted, kept, diverging = _within(
+            data_values, negative_values, log_weights, reached, terms.limit, axis_name
+        )
+    loss, floored = terms.weight * counted, jnp.zeros((), gap.dtype)
+    if terms.floor is not None:
+        # The switch is that of the whole batch.
+        below = terms.weight * collectives.pmean(stop(counted), axis_name) < -terms.floor
+        loss, floored = jnp.where(below, -terms.floor, loss), below.astype(gap.dtype)
+    if terms.energy_l2:
+        loss = loss + terms.energy_l2 * (data[1] + negative[1])
     metrics = {
         "data_energy": data[0],
         "negative_energy": negative[0],
@@ -114,7 +133,41 @@ def contrastive_divergence_loss(
         "contrast_kept": kept,
         "diverging": diverging,
     }
-    return loss, jax.lax.stop_gradient(metrics)
+    return loss, stop(metrics)
+
+
+def _within(
+    data_values: Array,
+    negative_values: Array,
+    log_weights: Array,
+    reached: tuple[Array, Array, Array],
+    limit: float,
+    axis_name: str | None,
+) -> tuple[Array, Array, Array]:
+    """(the contrast of the negatives within the limit, the share of them, 1 where V is not being fitted).
+
+    `reached` is the mean of V on the data, whether there is a datum, and whether there is a negative too.
+    """
+    stop = jax.lax.stop_gradient
+    data_mean, some_data, known = reached
+    ceiling = _quantile(data_values, axis_name) + limit
+    within = jnp.where(stop(negative_values) <= ceiling, log_weights, -jnp.inf)
+    near, near_ess = reductions.weighted_means(negative_values, within, axis_name)
+    # Cut, so that one chain that is far away does not decide for all.
+    cut = jnp.minimum(stop(negative_values), ceiling + limit)
+    cut, _ = reductions.weighted_means(cut, log_weights, axis_name)
+    cut_gap = collectives.pmean(stop(data_mean) - cut[0], axis_name)
+    kept = _share(negative_values, within, log_weights, axis_name)
+    follows = some_data & (near_ess > 0) & (cut_gap >= -limit)
+    contrast = jnp.where(follows, kept * (data_mean - near[0]), 0.0)
+    return contrast, kept, (known & (~follows | (cut_gap > limit))).astype(contrast.dtype)
+
+
+def _values(values: Any, name: str) -> Array:
+    values = checks.wide(checks.float_array(values, name, min_ndim=1))
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"{name} must be a vector of at least 1, got shape {values.shape}")
+    return values
 
 
 def negative_limit(dim: int, epsilon: float) -> float:

@@ -7,12 +7,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egm import checks
+from egm import checks, random
 from egm.typing import Array, Key, PyTree
+from energymatch.losses import contrast as contrast_
+from energymatch.losses import flow as flow_
 from energymatch.losses import reductions
-from energymatch.losses.contrast import contrastive_divergence_loss
-from energymatch.losses.flow import Gate, flow_matching_loss
+from energymatch.losses.flow import Gate
 from energymatch.potential import ParametricPotential, value_and_gradient
+
+__all__ = ["Batch", "energy_matching_loss"]
 
 
 class Batch(NamedTuple):
@@ -79,33 +82,16 @@ def energy_matching_loss(
     negatives = jax.lax.stop_gradient(checks.wide(negatives))
     if negatives.shape[1:] != data.shape[1:]:
         raise ValueError(f"negatives must have event shape {data.shape[1:]}, got {negatives.shape[1:]}")
+    terms = contrast_.check_terms(lambda_cd, trim, floor, limit, log_weights, energy_l2, negatives.shape[:1])
+    x_0, x_1, sigma = flow_.check_pairs(batch.x_0, batch.x_1, sigma, gate)
+    keys = random.example_keys(key, x_0.shape[0], axis_name)
     states, finite = reductions.finite_rows(jnp.concatenate([data, negatives.astype(data.dtype)]))
     values, gradient = value_and_gradient(lambda x: potential(params, x), states)
     values = jnp.where(finite, values, jnp.nan)
     data_values, negative_values = values[: data.shape[0]], values[data.shape[0] :]
-    contrast, metrics = contrastive_divergence_loss(
-        data_values,
-        negative_values,
-        weight=lambda_cd,
-        trim=trim,
-        floor=floor,
-        limit=limit,
-        log_weights=log_weights,
-        energy_l2=energy_l2,
-        axis_name=axis_name,
-    )
-    flow, flow_metrics = flow_matching_loss(
-        potential,
-        params,
-        key,
-        batch.x_0,
-        batch.x_1,
-        sigma=sigma,
-        gate=gate,
-        data_values=data_values,
-        axis_name=axis_name,
-    )
-    flow = jnp.mean(flow)
+    contrast, metrics = contrast_.contrast(data_values, negative_values, terms, axis_name)
+    losses, flow_metrics = flow_.flow(potential, params, keys, x_0, x_1, sigma, gate, data_values, axis_name)
+    flow = jnp.mean(losses)
     norms = reductions.norms(gradient, jnp.isfinite(values))
     metrics |= flow_metrics | {
         "flow_loss": flow,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, random
-from egm.checks import number
+from egm.checks import number, unit_interval
 from egm.typing import Array, Key, PyTree
 from energymatch import schedules
 from energymatch.losses import reductions
 from energymatch.potential import ParametricPotential, value_and_gradient
 
-Gate = Callable[[Array, Array, Array], Array]
+__all__ = ["Gate", "check_pairs", "energy_gate", "flow", "flow_matching_loss", "time_gate"]
+
+Gate = Callable[[Array, Array, Any], Array]
 """`gate(t [B], values [B], data_values [N]) -> [B]`, the weight of the flow loss; see `energy_gate`."""
 
 
@@ -52,8 +55,7 @@ def energy_gate(
     number(epsilon, "epsilon", "finite and positive")
     checks.finite_float(margin, "margin")
     checks.positive_float(width, "width")
-    if not 0 <= checks.finite_float(quantile, "quantile") <= 1:
-        raise ValueError(f"quantile must lie in [0, 1], got {quantile}")
+    unit_interval(quantile, "quantile")
 
     def gate(t, values, data_values):
         q = jnp.nanquantile(jnp.where(jnp.isfinite(data_values), data_values, jnp.nan), quantile)
@@ -101,19 +103,37 @@ def flow_matching_loss(
     lambda_cd is tuned.
     """
     checks.function(potential, "potential")
-    if gate is not None:
-        checks.function(gate, "gate")
     if data_values is not None:
         data_values = checks.wide(checks.vector(data_values, "data_values"))
+    x_0, x_1, sigma = check_pairs(x_0, x_1, sigma, gate)
+    keys = random.example_keys(key, x_0.shape[0], axis_name)
+    return flow(potential, params, keys, x_0, x_1, sigma, gate, data_values, axis_name)
+
+
+def check_pairs(x_0: Any, x_1: Any, sigma: Any, gate: Any) -> tuple[Array, Array, float]:
+    """(x_0, x_1, sigma) in one dtype; raises TypeError or ValueError that names the argument."""
+    if gate is not None:
+        checks.function(gate, "gate")
     x_0, x_1 = checks.float_array(x_0, "x_0", min_ndim=2), checks.float_array(x_1, "x_1", min_ndim=2)
     if x_0.shape != x_1.shape:
         raise ValueError(f"x_1 must have the shape of x_0, {x_0.shape}, got {x_1.shape}")
-    sigma = checks.positive_float(sigma, "sigma", allow_zero=True)
-    x_0, x_1 = checks.wide(x_0), checks.wide(x_1)
-    dtype = jnp.result_type(x_0, x_1)
-    x_0, x_1 = x_0.astype(dtype), x_1.astype(dtype)
+    dtype = jnp.promote_types(jnp.result_type(x_0, x_1), jnp.float32)
+    return x_0.astype(dtype), x_1.astype(dtype), checks.positive_float(sigma, "sigma", allow_zero=True)
+
+
+def flow(
+    potential: ParametricPotential,
+    params: PyTree,
+    keys: Key,
+    x_0: Array,
+    x_1: Array,
+    sigma: float,
+    gate: Gate | None,
+    data_values: Array | None,
+    axis_name: str | None,
+) -> tuple[Array, dict[str, Array]]:
+    """`flow_matching_loss` of checked arguments, with [B] keys."""
     batch, event = x_0.shape[0], x_0.shape[1:]
-    keys = random.example_keys(key, batch, axis_name)
 
     def draw(key):
         time_key, noise_key = random.split(key)

@@ -12,6 +12,8 @@ import numpy as np
 from egm import checks, collectives, importance
 from egm.typing import Array
 
+__all__ = ["all_true", "finite_rows", "lowest", "mean", "norms", "weighted_means"]
+
 
 def weighted_means(values: Array, log_weights: Array, axis_name: str | None) -> tuple[tuple, Array]:
     """This device's share of the weighted means of V and V^2 (their pmean is the mean), and the ESS."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,8 @@ from energymatch import langevin, schedules
 from energymatch.langevin import state
 from energymatch.negatives.source import Negatives
 from energymatch.potential import Potential
+
+__all__ = ["Restarted", "RestartedState"]
 
 
 class RestartedState(NamedTuple):
@@ -63,7 +65,7 @@ class Restarted:
     tau_star: float = 0.8
     restart: float = 0.05
     burn_in: float = 4.0
-    method: str = "mala"
+    method: str | langevin.Method = "mala"
     bounds: tuple[float, float] | None = None
 
     def __post_init__(self):
@@ -91,7 +93,8 @@ class Restarted:
 
     def spec(self, axis: str) -> RestartedState:
         """Chains are split."""
-        return RestartedState(P(axis), P(axis))
+        split: Any = P(axis)
+        return RestartedState(split, split)
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
         """All M chains after `num_steps` steps; batch.prior (or x_0) holds M states to restart at."""

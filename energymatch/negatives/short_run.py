@@ -14,8 +14,11 @@ from egm import checks, collectives
 from egm.checks import unit_interval
 from egm.typing import Array
 from energymatch import langevin, schedules
+from energymatch.losses import Batch
 from energymatch.negatives.source import Negatives
 from energymatch.potential import Potential
+
+__all__ = ["ShortRun"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +48,7 @@ class ShortRun:
     num_steps: int = 200
     step_size: float = 0.01
     tau_star: float = 0.8
-    method: str = "euler_maruyama"
+    method: str | langevin.Method = "euler_maruyama"
     bounds: tuple[float, float] | None = None
     anneal_data: bool = False
     end_time: float = 1.0
@@ -74,24 +77,7 @@ class ShortRun:
 
         Where batch.starts is given those from data start there instead, spread over all of its examples.
         """
-        data = checks.wide(batch.x_1 if batch.data is None else batch.data)
-        prior = batch.x_0 if batch.prior is None else batch.prior
-        num, num_prior = data.shape[0], data.shape[0] - data.shape[0] // 2
-        if num < 2 or prior.shape[0] < num_prior:
-            raise ValueError(
-                f"batch.prior must hold at least {num_prior} examples and batch.data 2, got "
-                f"{prior.shape[0]} and {num}"
-            )
-        if prior.shape[1:] != data.shape[1:]:
-            raise ValueError(f"batch.prior must have event shape {data.shape[1:]}, got {prior.shape[1:]}")
-        if axis_name is not None and num % 2:
-            raise ValueError(f"batch.data must hold an even number on each device, got {num}")
-        # Spread over all of the prior's examples: its shards and the data's need not be of one size.
-        chosen = np.arange(num_prior) * prior.shape[0] // num_prior
-        from_prior = np.arange(num) % 2 == 0
-        start = data.at[::2].set(prior[chosen].astype(data.dtype))
-        if batch.starts is not None:
-            start = start.at[1::2].set(_spread(batch.starts, num // 2, data.shape[1:]).astype(data.dtype))
+        start, from_prior = _starts(batch, axis_name)
         bounds = None if self.clip_at_end else self.bounds
         if bounds is not None:
             start = langevin.reflect(start, bounds)
@@ -119,6 +105,29 @@ class ShortRun:
         metrics = {"chain_acceptance": jnp.mean(out.acceptance), "chain_held": held}
         metrics = collectives.pmean(metrics, axis_name)
         return Negatives(x, None, None, jax.lax.stop_gradient(metrics))
+
+
+def _starts(batch: Batch, axis_name: str | None) -> tuple[Array, np.ndarray]:
+    """([M, *event] first states, the prior's in the even places; [M] bool, which are the prior's)."""
+    data = checks.wide(batch.x_1 if batch.data is None else batch.data)
+    prior = batch.x_0 if batch.prior is None else batch.prior
+    num, num_prior = data.shape[0], data.shape[0] - data.shape[0] // 2
+    if num < 2 or prior.shape[0] < num_prior:
+        raise ValueError(
+            f"batch.prior must hold at least {num_prior} examples and batch.data 2, got "
+            f"{prior.shape[0]} and {num}"
+        )
+    if prior.shape[1:] != data.shape[1:]:
+        raise ValueError(f"batch.prior must have event shape {data.shape[1:]}, got {prior.shape[1:]}")
+    if axis_name is not None and num % 2:
+        raise ValueError(f"batch.data must hold an even number on each device, got {num}")
+    # Spread over all of the prior's examples: its shards and the data's need not be of one size.
+    chosen = np.arange(num_prior) * prior.shape[0] // num_prior
+    from_prior = np.arange(num) % 2 == 0
+    start = data.at[::2].set(prior[chosen].astype(data.dtype))
+    if batch.starts is not None:
+        start = start.at[1::2].set(_spread(batch.starts, num // 2, data.shape[1:]).astype(data.dtype))
+    return start, from_prior
 
 
 def _spread(x: Array, num: int, event: tuple[int, ...]) -> Array:

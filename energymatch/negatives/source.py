@@ -8,6 +8,8 @@ from egm.typing import Array, Key
 from energymatch.losses import Batch
 from energymatch.potential import Potential
 
+__all__ = ["NegativeSource", "Negatives"]
+
 
 class Negatives(NamedTuple):
     """What `draw` returns.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,12 @@ from jax.sharding import PartitionSpec as P
 
 from egm import checks, collectives
 from egm.typing import Array
-from energymatch import tempering
+from energymatch import langevin, tempering
+from energymatch.langevin import methods
 from energymatch.negatives.source import Negatives
 from energymatch.potential import Potential
+
+__all__ = ["HOTTEST", "MAX_FACTOR", "MAX_RUNGS", "Tempered"]
 
 MAX_FACTOR, HOTTEST, MAX_RUNGS = 1.7, 1.7**3, 8
 
@@ -31,7 +35,7 @@ class Tempered:
       num_steps: moves a rung and a training step.
       step_size: of the coldest rung; rung r takes step_size * factor^(-r/2), to begin with where they adapt.
       num_swaps: rounds of swaps a training step.
-      method: of the moves, "mala" or "euler_maruyama".
+      method: of the moves, "mala" or "euler_maruyama", or a `langevin.Method`.
       bounds: (lo, hi) of each coordinate, walls that reflect; a known start outside raises.
       adapt: step sizes of "mala" follow the acceptance of each rung (`tempering.step`), up to the variance
         of the data over epsilon_max. Chains whose steps stay too long for a V that becomes steeper stand
@@ -45,7 +49,7 @@ class Tempered:
     num_steps: int = 10
     step_size: float = 0.01
     num_swaps: int = 2
-    method: str = "mala"
+    method: str | langevin.Method = "mala"
     bounds: tuple[float, float] | None = None
     adapt: bool = True
 
@@ -78,14 +82,15 @@ class Tempered:
 
     def spec(self, axis: str) -> tempering.TemperingState:
         """Ladders are split, each with all its rungs."""
-        ladders = P(None, axis)
-        return tempering.TemperingState(ladders, ladders, ladders, P(), P())
+        ladders: Any = P(None, axis)
+        whole: Any = P()
+        return tempering.TemperingState(ladders, ladders, ladders, whole, whole)
 
     def draw(self, key, potential, epsilon_max, chains, batch, axis_name=None) -> Negatives:
         """The coldest rung after `num_steps` moves and the swaps."""
         temperatures = self._temperatures(epsilon_max, chains.x.shape[2:])
         step_size, limit = self.step_size * jnp.sqrt(temperatures[0] / temperatures), None
-        if self.adapt and self.method == "mala":
+        if self.adapt and methods.resolve(self.method, tempering.METHODS).adjusted:
             data = batch.x_1 if batch.data is None else batch.data
             # A random part as wide as the data is enough to cross them in one move.
             step_size, limit = None, _variance(data, axis_name) / epsilon_max
@@ -110,7 +115,8 @@ class Tempered:
         if temperatures.size > 1:
             metrics["swap_acceptance"] = jnp.mean(info.swap_acceptance)
         metrics["cold_acceptance"] = info.acceptance[0]
-        metrics["step_size"] = jnp.exp(chains.log_step_sizes[0])
+        if chains.log_step_sizes is not None:
+            metrics["step_size"] = jnp.exp(chains.log_step_sizes[0])
         return Negatives(chains.x[0], None, chains, jax.lax.stop_gradient(metrics))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,8 @@ class Picklable:
 
     `jax.nn.silu` is wrapped by `jax.jit`, and pickle would look for what is inside: it goes as a name.
     """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def __reduce__(self):
         fields = {f: getattr(self, f) for f in self.__dataclass_fields__ if f != "parent"}
@@ -75,7 +77,7 @@ def _numbers(values, name, size, dtype, positive=False):
             f"{name} must be a number or a tuple of {size}, one an element of the event, "
             f"got shape {np.shape(values)}"
         )
-    if np.iterable(values) and not hasattr(values, "__len__"):
+    if hasattr(values, "__iter__") and not hasattr(values, "__len__"):
         raise TypeError(f"{name} must be a number or a tuple of {size}, got a {type(values).__name__}")
     check = checks.positive_float if positive else checks.finite_float
     many = values if np.ndim(values) else (values,)

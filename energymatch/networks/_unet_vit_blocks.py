@@ -105,7 +105,7 @@ class AttentionBlock(nn.Module):
         tokens = group_norm("norm", self.dtype)(h).reshape(batch, height * width, channels)
         qkv = dense(3 * channels, "qkv", self.dtype)(tokens)
         qkv = qkv.reshape(batch, height * width, self.num_heads, 3, channels // self.num_heads)
-        out = attended(*(qkv[..., i, :] for i in range(3)))
+        out = attended(qkv[..., 0, :], qkv[..., 1, :], qkv[..., 2, :])
         out = dense(channels, "out", self.dtype, kernel_init=nn.initializers.zeros)(out)
         return h + out.reshape(h.shape)
 
@@ -133,7 +133,7 @@ class EncoderLayer(nn.Module):
 
         qkv = dense(3 * width, "qkv", self.dtype)(tokens)
         qkv = qkv.reshape(batch, count, 3, self.num_heads, width // self.num_heads)
-        out = attended(*(qkv[:, :, i] for i in range(3)), self.dropout, sites[0])
+        out = attended(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2], self.dropout, sites[0])
         out = dense(width, "out", self.dtype)(out)
         tokens = norm("norm_0")(tokens + dropped(out, self.dropout, sites[1]))
 

@@ -17,6 +17,8 @@ from egm import checks
 from egm.typing import Array
 from energymatch.networks._fields import Numbers, Picklable, flattened, wall
 
+__all__ = ["ConvPotential", "patches", "windows"]
+
 
 class ConvPotential(Picklable, nn.Module):
     """V [B] of images x [B, H, W, C]: stages that halve the image, then a dense layer on all of it.

@@ -15,6 +15,8 @@ from egm import checks
 from egm.typing import Array
 from energymatch.networks._fields import Numbers, Picklable, flattened, wall
 
+__all__ = ["MLPPotential"]
+
 
 class MLPPotential(Picklable, nn.Module):
     """V [B] of x [B, *event], D numbers an event: `depth` dense layers with activations, then one output.

@@ -17,6 +17,8 @@ from egm import checks, random
 from egm.typing import Array
 from energymatch.networks import _unet_vit_blocks as blocks
 
+__all__ = ["TIME", "UNetViTPotential"]
+
 TIME = 0.5
 """The U-Net knows a time; a potential has none, so it is always told this one."""
 
@@ -172,19 +174,12 @@ class UNetViTPotential(nn.Module):
 
     def _checked_widths(self):
         """Channels of the levels; raises unless the attributes go together."""
-        for name in (
-            "num_channels",
-            "num_res_blocks",
-            "num_heads",
-            "embed_dim",
-            "num_transformer_heads",
-            "patch_size",
-        ):
+        counts = "num_channels num_res_blocks num_heads embed_dim num_transformer_heads patch_size"
+        for name in counts.split():
             checks.positive_int(getattr(self, name), name)
         if self.dtype is not None and not _is_floating(self.dtype):
             raise TypeError(f"dtype must be floating point or None, got {self.dtype!r}")
-        if not isinstance(self.remat, bool):
-            raise TypeError(f"remat must be True or False, got {self.remat!r}")
+        checks.flag(self.remat, "remat")
         if self.num_head_channels is not None:
             checks.positive_int(self.num_head_channels, "num_head_channels")
         for name in ("channel_mult", "attention_resolutions"):

@@ -22,6 +22,8 @@ from egm.checks import number
 from egm.typing import Array
 from energymatch.potential import Potential
 
+__all__ = ["BoundedRepulsion", "QuadraticRepulsion", "joint"]
+
 
 @dataclasses.dataclass(frozen=True)
 class QuadraticRepulsion:
@@ -112,8 +114,7 @@ def joint(function: Potential) -> Potential:
       TypeError: it is not callable. TypeError, ValueError (from the result): x has fewer than 2 axes, or
         the function's output is no float [B].
     """
-    if not callable(function):
-        raise TypeError(f"function must be callable, got {function!r}")
+    checks.function(function, "function")
 
     def of_groups(x: Array) -> Array:
         x = checks.float_array(x, "x", min_ndim=2)

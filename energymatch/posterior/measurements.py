@@ -11,8 +11,11 @@ import numpy as np
 from egm import checks
 from egm.checks import number
 from egm.typing import Array
+from energymatch.langevin.state import check_energies
 from energymatch.posterior.operators import Operator
 from energymatch.potential import Potential
+
+__all__ = ["gaussian_measurement", "measurement", "with_energies"]
 
 
 def measurement(
@@ -32,9 +35,8 @@ def measurement(
     Raises:
       TypeError: a function is not callable. TypeError, ValueError (from U): its output is no float [B].
     """
-    for name, function in (("operator", operator), ("negative_log_likelihood", negative_log_likelihood)):
-        if not callable(function):
-            raise TypeError(f"{name} must be callable, got {function!r}")
+    checks.function(operator, "operator")
+    checks.function(negative_log_likelihood, "negative_log_likelihood")
 
     def energy(x: Array) -> Array:
         x = checks.float_array(x, "x", min_ndim=1)
@@ -100,11 +102,8 @@ def with_energies(potential: Potential, energies: Sequence[Potential], epsilon: 
     Raises:
       TypeError, ValueError: an argument has a wrong type or value, or an energy couples examples.
     """
-    if not callable(potential):
-        raise TypeError(f"potential must be callable, got {potential!r}")
-    if not isinstance(energies, (tuple, list)) or not all(callable(u) for u in energies):
-        raise TypeError(f"energies must be a tuple of functions, got {energies!r}")
-    for i, energy in enumerate(energies):
+    checks.function(potential, "potential")
+    for i, energy in enumerate(check_energies(energies)):
         if getattr(energy, "couples_examples", False):
             raise ValueError(
                 f"energies[{i}] couples examples: wrap potential and energies with joint, got {energy}"

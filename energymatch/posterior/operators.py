@@ -17,6 +17,8 @@ import numpy as np
 from egm import checks
 from egm.typing import Array, Key
 
+__all__ = ["Operator", "downsampling", "gaussian_blur", "inpainting", "linear", "random_projection"]
+
 Operator = Callable[[Array], Array]
 """`A(x) -> [B, *measurement]` with x [B, *event]."""
 

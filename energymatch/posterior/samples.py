@@ -15,6 +15,8 @@ from energymatch.likelihood.bridge import Problem
 from energymatch.posterior.measurements import with_energies
 from energymatch.potential import Potential
 
+__all__ = ["PosteriorSamples", "sample"]
+
 
 class PosteriorSamples(NamedTuple):
     """What `sample` returns.

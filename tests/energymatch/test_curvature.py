@@ -361,3 +361,14 @@ def test_bad_input(call, error, message):
         call()
     with pytest.raises(error, match=message):
         jax.jit(call)()
+
+
+def test_a_name_stands_for_its_way_to_count():
+    x = jax.random.normal(KEY, (3, 4))
+    potential = lambda x: jnp.sum(x**4, axis=-1)
+    options = dict(num_steps=2, num_probes=5)
+    by_name = curvature.eigenvalue_count(potential, x, 2.0, method="quadrature", key=KEY, **options)
+    by_object = curvature.eigenvalue_count(potential, x, 2.0, method=curvature.Quadrature(2, 5), key=KEY)
+    np.testing.assert_array_equal(by_name.count, by_object.count)
+    with pytest.raises(ValueError, match="num_steps is for method 'quadrature' only"):
+        curvature.eigenvalue_count(potential, x, 2.0, method=curvature.Quadrature(2, 5), key=KEY, num_steps=2)

@@ -427,3 +427,43 @@ def test_a_traced_temperature_below_zero_is_counted():
     out = jax.jit(lambda e: sample(eps=e, x_0=jnp.ones((3, 2))))(-0.1)
     np.testing.assert_array_equal(out.x, np.ones((3, 2)))
     np.testing.assert_array_equal(out.num_nonfinite, [2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    "name, method",
+    [("euler_maruyama", langevin.EulerMaruyama()), ("heun", langevin.Heun()), ("mala", langevin.MALA())],
+)
+def test_a_name_stands_for_its_method(name, method):
+    x = jax.random.normal(jax.random.key(1), (8, 2))
+    quadratic = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+    options = dict(num_steps=3, step_size=0.1, temperature=0.5)
+    by_name, by_object = (
+        langevin.sample(jax.random.key(0), quadratic, x, method=m, **options) for m in (name, method)
+    )
+    np.testing.assert_array_equal(by_name.x, by_object.x)
+
+
+class Still:
+    """A method of a user's own: chains that stay, with odds of one half."""
+
+    adjusted = True
+
+    def propose(self, walk, state):
+        return langevin.Proposal(state, jnp.ones(state.value.shape, bool), None)
+
+    def log_acceptance(self, walk, old, proposal):
+        return jnp.full(old.value.shape, jnp.log(0.5))
+
+
+def test_a_method_of_ones_own():
+    x = jax.random.normal(jax.random.key(1), (8, 2))
+    quadratic = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+    out = langevin.sample(
+        jax.random.key(0), quadratic, x, num_steps=3, step_size=0.1, temperature=0.5, method=Still()
+    )
+    np.testing.assert_array_equal(out.x, x)
+    np.testing.assert_allclose(out.acceptance, 0.5)
+    with pytest.raises(ValueError, match="method must be one of"):
+        langevin.sample(
+            jax.random.key(0), quadratic, x, num_steps=3, step_size=0.1, temperature=0.5, method=Still
+        )
