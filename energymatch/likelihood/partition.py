@@ -416,7 +416,11 @@ def evidence(
     """
     x = checks.float_array(x, "x", min_ndim=1)
     if prior is None:
-        prior = fit_mixture(random.derive(checks.one_key(key), "prior"), x)
+        # Traced data are refused by fit_mixture itself.
+        traced_key = checks.concrete(jax.random.key_data(checks.one_key(key))) is None
+        if traced_key and checks.concrete(x) is not None:
+            raise TypeError("prior must be given where the key is traced (fit_mixture draws by it), got None")
+        prior = fit_mixture(random.derive(key, "prior"), x)
     layout = Layout.of(num_chains, num_groups, axis_name)
     keys = random.example_keys(key, layout.chains, axis_name)
     lower_keys, wide_keys, upper_keys = random.split(keys, 3)
