@@ -19,20 +19,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from absl import app, flags, logging
-from data import image_data
 from jax.sharding import PartitionSpec as P
 from reports.image_potential import report
-from support import cluster, loop
-from support.image_presets import PRESETS, READERS, Prefetch
+from support import cluster, image_presets, loop
+from support.image_presets import DATA_DIR, PRESET, Prefetch, chosen_preset, read_data
+from support.image_training import make_call
 
-from egm import (
-    devices,
-    random,
-)
-from energymatch import convert, couplings, images, losses, matching, networks
+from egm import devices
+from energymatch import convert, images, matching, networks
 
-PRESET = flags.DEFINE_enum("preset", "tiny", list(PRESETS), "Data and settings.")
-DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set; tiny makes its own without it.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/image_potential", "Where everything goes.")
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Start from a folder of energymatch.convert.")
 SAMPLE_ONLY = flags.DEFINE_boolean("sample_only", False, "Sample from --checkpoint without training.")
@@ -40,38 +35,8 @@ DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the n
 REMAT = flags.DEFINE_boolean("remat", False, "Save memory: compute blocks again in the backward pass.")
 DROPOUT = flags.DEFINE_float("dropout", 0.1, "In training.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
-OVERRIDES = [
-    flags.DEFINE_integer("warm_up", None, "Steps of phase 1, in place of the preset's.", lower_bound=0),
-    flags.DEFINE_integer("iterations", None, "Steps of phase 2, likewise.", lower_bound=0),
-    flags.DEFINE_integer("batch_size", None, "Of all devices together, likewise.", lower_bound=2),
-    flags.DEFINE_integer("num_langevin", None, "Steps of a negative, likewise.", lower_bound=1),
-    flags.DEFINE_float("tau_s", None, "Time at which samples are taken, likewise.", lower_bound=0.0),
-    flags.DEFINE_integer("num_samples", None, "Likewise; 50000 for an FID.", lower_bound=1),
-]
 SAMPLE_BATCH = flags.DEFINE_integer("sample_batch", 64, "Samples drawn at a time.", lower_bound=1)
-
-
-def make_call(make, network, optimizer, batch_size, mesh, chunk):
-    """(init, call) of a phase: `call(key, state, flow, data)` takes `chunk` steps on images of the host."""
-    init, _ = make(network.apply, optimizer)
-
-    def step(key, state, flow, data):
-        keys = random.split(key, 5)
-        normals = lambda k: jax.vmap(lambda one: jax.random.normal(one, flow.shape[1:]))(
-            random.example_keys(k, batch_size)
-        )
-        x_0, x_1 = couplings.exact_ot(keys[4], normals(keys[0]), flow)
-        # One choice of what drops a step: chains and losses see the same potential.
-        potential = functools.partial(network.apply, key=keys[2])
-        return make(potential, optimizer)[1](keys[3], state, losses.Batch(x_0, x_1, data, normals(keys[1])))
-
-    def call(key, state, flow, data):
-        body = lambda state, each: step(each[0], state, *each[1:])
-        every = (jax.random.split(key, chunk), flow, data)
-        state, metrics = jax.lax.scan(body, state, every, unroll=chunk == 1)
-        return state, jax.tree.map(lambda m: m.mean(), metrics)
-
-    return init, devices.jit_step(call, mesh, batch=P(None, devices.DATA))
+flags.adopt_module_key_flags(image_presets)
 
 
 def learn(preset, data, network, params, mesh):
@@ -128,20 +93,14 @@ def main(_):
     if SAMPLE_ONLY.value and not CHECKPOINT.value:
         raise app.UsageError("--sample_only needs --checkpoint")
     logging.set_verbosity(logging.WARNING)  # orbax tells every step of a save
-    given = {flag.name: flag.value for flag in OVERRIDES if flag.value is not None}
-    preset = dataclasses.replace(PRESETS[PRESET.value], **given)
     output, mesh = pathlib.Path(OUTPUT_DIR.value), cluster.mesh()
-    if preset.batch_size % mesh.size:
-        raise app.UsageError(f"--batch_size must divide over {mesh.size} devices, got {preset.batch_size}")
+    preset = chosen_preset(mesh.size)
     config, params = convert.load(CHECKPOINT.value) if CHECKPOINT.value else (preset.network, None)
     dtype = jnp.bfloat16 if DTYPE.value == "bfloat16" else None
     network = networks.UNetViTPotential(**config, dtype=dtype, remat=REMAT.value, dropout=DROPOUT.value)
     data, phases = None, ()
     if DATA_DIR.value or not SAMPLE_ONLY.value:
-        if not DATA_DIR.value and PRESET.value != "tiny":
-            raise app.UsageError("--data_dir is needed: where the data set's files are")
-        made = output / f"data_{jax.process_index()}"
-        data = READERS[PRESET.value](DATA_DIR.value or image_data.write(made, 64))
+        data = read_data(output / f"data_{jax.process_index()}")
     if params is None:
         params = jax.jit(network.init)(jax.random.key(SEED.value), jnp.zeros((1, *data.shape)))
     if not SAMPLE_ONLY.value:

@@ -14,57 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from data.digits import load_digits
+from data.spheres import DIMENSIONS, spheres
 from reports.intrinsic_dimension import report
 from support import cluster, loop, potentials
+from support.noisy_pairs import BATCH_SIZE, NOISE, batches
 
-from energymatch import couplings, curvature, losses, matching, negatives, networks
+from energymatch import curvature, matching, negatives, networks
 
 WARM_UP = flags.DEFINE_integer("warm_up", 600, "Steps of phase 1.")
 ITERATIONS = flags.DEFINE_integer("iterations", 1500, "Steps of phase 2.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/intrinsic_dimension", "Where figure and numbers go.")
-
-DIMENSIONS, SPACE, RADIUS = (1, 2, 4, 6), 10, 2.0
-BATCH_SIZE, POOL = 128, (16, 256)
-"""Pairs are coupled ahead, 16 batches of 256."""
-NOISE = 0.2
-"""Standard deviation of the noise on the data: without it there is no density."""
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def spheres(key, num):
-    """[S, num, 10] points of spheres of the dimensions above, each in a subspace of its own."""
-    keys = jax.random.split(key, 2)
-    basis = jnp.linalg.qr(jax.random.normal(keys[0], (len(DIMENSIONS), SPACE, SPACE)))[0]
-    inside = jnp.arange(SPACE) <= jnp.array(DIMENSIONS)[:, None]
-    x = jax.random.normal(keys[1], (len(DIMENSIONS), num, SPACE)) * inside[:, None]
-    return RADIUS * x / jnp.linalg.norm(x, axis=-1, keepdims=True) @ basis.mT
-
-
-def batches(key, data):
-    """`draw_batch(key) -> losses.Batch` for each of the data sets [S, N, *event]."""
-    event = data.shape[2:]
-
-    def draw_data(key, data, num):
-        rows, noise = jax.random.split(key)
-        x = data[jax.random.randint(rows, (num,), 0, data.shape[0])]
-        return x + NOISE * jax.random.normal(noise, x.shape)
-
-    def pair(key, data):
-        keys = jax.random.split(key, 3)
-        x_0 = jax.random.normal(keys[0], (POOL[1], *event))
-        return couplings.exact_ot(keys[1], x_0, draw_data(keys[2], data, POOL[1]))
-
-    pool = jax.jit(lambda key, data: jax.lax.map(lambda k: pair(k, data), jax.random.split(key, POOL[0])))
-    pairs = [pool(jax.random.fold_in(key, index), one) for index, one in enumerate(data)]
-    x_0, x_1 = (jnp.stack(x).reshape(len(data), -1, *event) for x in zip(*pairs, strict=True))
-
-    def one(key, data, x_0, x_1):
-        keys = jax.random.split(key)
-        rows = jax.random.randint(keys[0], (BATCH_SIZE,), 0, x_0.shape[0])
-        return losses.Batch(x_0[rows], x_1[rows], draw_data(keys[1], data, BATCH_SIZE), x_0[rows])
-
-    return lambda key: jax.vmap(one)(jax.random.split(key, len(data)), data, x_0, x_1)
 
 
 def learn(key, network, data, epsilon, step_size, label):
@@ -84,17 +44,15 @@ def learn(key, network, data, epsilon, step_size, label):
     def fit(maker, starts, num_steps, key, stage):
         optimizer = potentials.optimizer(1e-3, num_steps, warm_up=min(200, num_steps // 5))
         init, step = maker(network.apply, optimizer)
-        each = lambda key, state, batch: jax.vmap(step)(jax.random.split(key, len(data)), state, batch)
+
+        def each(key, state, batch):
+            state, metrics = jax.vmap(step)(jax.random.split(key, len(data)), state, batch)
+            return state, jax.tree.map(jnp.mean, metrics)
+
         return potentials.fit(
-            each,
-            jax.vmap(init)(*starts),
-            key,
-            draw,
-            num_steps,
-            label=f"{label}: {stage}",
-            shown=("flow_loss",),
-            configuration=run,
-        )
+            each, jax.vmap(init)(*starts), key, draw, num_steps,
+            label=f"{label}: {stage}", shown=("flow_loss",), configuration=run,
+        )  # fmt: skip
 
     params = jax.jit(jax.vmap(network.init))(jax.random.split(keys[1], len(data)), data[:, :1])
     state, *_ = fit(matching.make_warm_up, (params,), WARM_UP.value, keys[2], "transport")

@@ -6,7 +6,6 @@ Writes inverse_problems.png and results.json to --output_dir.
 
 import functools
 import time
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from data.digits import load_digits
 from reports.inverse_problems import report
 from support import cluster
 from support.digits import EPSILON_MAX, NOISE, TAU_STAR, learn
+from support.inverse_problems import MEMBERS, SIZE, ZETA, Members, energies_of, measured, operator_matrices
 
 from energymatch import langevin, posterior, schedules, tempering
 from energymatch.posterior import operators
@@ -32,44 +32,9 @@ ROUNDS = flags.DEFINE_integer("rounds", 50, "Rounds of tempering, of 5 moves eac
 STRENGTH = flags.DEFINE_float("strength", 14.0, "Of the interaction, nats a pair.", lower_bound=0.0)
 WIDTH = flags.DEFINE_float("width", 5.0, "Of the interaction, in standard deviations of a mean pixel.")
 
-MEMBERS, SIZE = 8, 64
-ZETA = 0.2
-"""Standard deviation of the measurement's noise."""
 RUNGS, FACTOR = 8, 1.3
 """Of the ladder of temperatures: neighbours swap a quarter of the time in 64 dimensions."""
 STEP_SIZE, JOINT_STEP_SIZE, JOINT_STEPS = 0.07, 0.045, 250
-
-
-class Members(NamedTuple):
-    """Posterior samples of O operators, without and with the interaction: [O, 2, digits, MEMBERS, ...].
-
-    Attributes:
-      x: [..., 64] as drawn: the energy is that of digits with noise.
-      clean: [..., 64] the digit's mean given x, x - noise^2 grad V/epsilon (Tweedie's formula).
-      energy: [...] V(x)/epsilon, nats.
-      acceptance: [O, 3] of the coldest rung, and of the last moves without and with the interaction.
-      swaps: [O] mean probability of a swap.
-    """
-
-    x: jax.Array
-    clean: jax.Array
-    energy: jax.Array
-    acceptance: jax.Array
-    swaps: jax.Array
-
-
-def measurements():
-    """{name: [64, 64] matrix of the operator, rows of zeros at its end}; the last one measures nothing."""
-    seen = jnp.broadcast_to(jnp.arange(8)[:, None, None] < 4, (8, 8, 1))
-    maps = {
-        "lower half missing": operators.inpainting(seen),
-        "2x down-sampling": operators.downsampling(2),
-        "blur of width 1.5": operators.gaussian_blur(1.5),
-        "nothing": operators.inpainting(jnp.zeros((8, 8, 1), bool)),
-    }
-    unit = jnp.eye(SIZE).reshape(SIZE, 8, 8, 1)
-    columns = {name: a(unit).reshape(SIZE, -1) for name, a in maps.items()}
-    return {name: jnp.pad(c, ((0, 0), (0, SIZE - c.shape[1]))).T for name, c in columns.items()}
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
@@ -129,32 +94,23 @@ def solve(apply, params, key, problems, strengths, num_rounds):
 def main(_):
     started = time.time()
     digits = load_digits(SEED.value)
-    network, params, _, compile_seconds, train_seconds = learn(
-        SEED.value, digits, WARM_UP.value, ITERATIONS.value
-    )
+    network, params, _, *seconds = learn(SEED.value, digits, WARM_UP.value, ITERATIONS.value)
     if not cluster.is_main():
         return
-    matrices = measurements()
+    matrices = operator_matrices()
     keys = jax.random.split(jax.random.fold_in(jax.random.key(SEED.value), 1), 3)
-    clean = jnp.asarray(digits.held_out[: NUM_DIGITS.value]).reshape(-1, SIZE)
-    truth = clean + NOISE * jax.random.normal(keys[0], clean.shape)  # what V is the energy of
+    clean, y = measured(keys, digits.held_out[: NUM_DIGITS.value], matrices)
     a = jnp.stack(list(matrices.values()))
-    noise = ZETA * jax.random.normal(keys[1], (len(a), *truth.shape))
-    # No noise on the rows of zeros, which measure nothing.
-    y = jnp.einsum("omd,nd->onm", a, truth) + noise * jnp.any(a != 0, axis=2)[:, None]
     start = time.time()
     strengths = jnp.array([0.0, STRENGTH.value])
     members = jax.device_get(solve(network.apply, params, keys[2], (a, y), strengths, ROUNDS.value))
-    held_out = digits.held_out + NOISE * np.random.default_rng(SEED.value).normal(size=digits.held_out.shape)
-    energies = jax.jit(network.apply)(params, jnp.asarray(held_out, jnp.float32)) / EPSILON_MAX
+    energies = energies_of(network.apply, params, digits.held_out, SEED.value)
     report(
         digits, {name: np.asarray(m) for name, m in matrices.items()}, np.asarray(y), np.asarray(clean),
-        members, np.asarray(energies), ZETA, OUTPUT_DIR.value,
-        {
-            "seed": SEED.value, "num_digits": NUM_DIGITS.value, "members": MEMBERS, "zeta": ZETA,
-            "noise": NOISE, "strength": STRENGTH.value, "width": WIDTH.value,
-            "compile_seconds": compile_seconds, "train_seconds": train_seconds,
-            "posterior_seconds": time.time() - start, "started": started,
+        members, energies, ZETA, OUTPUT_DIR.value,
+        {flag.name: flag.value for flag in (SEED, NUM_DIGITS, STRENGTH, WIDTH)} | {
+            "members": MEMBERS, "zeta": ZETA, "noise": NOISE, "compile_seconds": seconds[0],
+            "train_seconds": seconds[1], "posterior_seconds": time.time() - start, "started": started,
         },
     )  # fmt: skip
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from energymatch import couplings
+from energymatch.couplings import costs
 
 SCALE, SHIFT, WIDTH = 3.0, -1.0, 0.6
 """Moons of unit radius, scaled and shifted; uniform noise of this width along (1, 1) makes them wide."""
@@ -26,6 +31,19 @@ def sample_data(key: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
     arc = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=-1)
     arc = jnp.where(upper[:, None], arc, jnp.array([[1.0, 0.5]]) - arc)
     return SCALE * arc + SHIFT + jax.random.uniform(keys[2], (num, 1), maxval=WIDTH), upper
+
+
+def coupled_pairs(prior_key: jax.Array, pair_key: jax.Array, data: jax.Array, size: int = 512):
+    """(x_0, x_1) [N, 2] of noise and data coupled by optimal transport in batches of `size`.
+
+    The cost bends around the data: lines from noise to data that run through other data cost more.
+    """
+    couple = functools.partial(couplings.exact_ot, cost=costs.line_of_sight(data[:128]))
+    x_0 = sample_prior(prior_key, data.shape[0])
+    batched = [a.reshape(-1, size, 2) for a in (x_0, data)]
+    keys = jax.random.split(pair_key, batched[0].shape[0])
+    x_0, x_1 = jax.lax.map(lambda a: couple(*a), (keys, *batched))
+    return x_0.reshape(-1, 2), x_1.reshape(-1, 2)
 
 
 def density(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Presets of image_potential.py, and batches that a thread reads ahead."""
+"""Presets of image_potential.py with their flags, and batches that a thread reads ahead."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from absl import app, flags
+from data import image_data
 
 from energymatch import images
 
@@ -68,6 +70,34 @@ PRESETS = {
         num_samples=16,
     ),
 }
+
+
+PRESET = flags.DEFINE_enum("preset", "tiny", list(PRESETS), "Data and settings.")
+DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder of the data set; tiny makes its own without it.")
+OVERRIDES = [
+    flags.DEFINE_integer("warm_up", None, "Steps of phase 1, in place of the preset's.", lower_bound=0),
+    flags.DEFINE_integer("iterations", None, "Steps of phase 2, likewise.", lower_bound=0),
+    flags.DEFINE_integer("batch_size", None, "Of all devices together, likewise.", lower_bound=2),
+    flags.DEFINE_integer("num_langevin", None, "Steps of a negative, likewise.", lower_bound=1),
+    flags.DEFINE_float("tau_s", None, "Time at which samples are taken, likewise.", lower_bound=0.0),
+    flags.DEFINE_integer("num_samples", None, "Likewise; 50000 for an FID.", lower_bound=1),
+]
+
+
+def chosen_preset(num_devices):
+    """The preset of the flags with what they replace in it; exits where its batches do not divide."""
+    given = {flag.name: flag.value for flag in OVERRIDES if flag.value is not None}
+    preset = dataclasses.replace(PRESETS[PRESET.value], **given)
+    if preset.batch_size % num_devices:
+        raise app.UsageError(f"--batch_size must divide over {num_devices} devices, got {preset.batch_size}")
+    return preset
+
+
+def read_data(made):
+    """The data set of the flags; tiny makes its own in the folder `made`."""
+    if not DATA_DIR.value and PRESET.value != "tiny":
+        raise app.UsageError("--data_dir is needed: where the data set's files are")
+    return READERS[PRESET.value](DATA_DIR.value or image_data.write(made, 64))
 
 
 class Prefetch:
