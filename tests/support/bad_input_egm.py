@@ -597,6 +597,7 @@ EXCLUDED = {
     "egm.random.categorical": "its own table of bad input: tests/egm/test_categorical.py",
     "egm.random.derive": "keys and a word: tests/egm/test_random_keys.py",
     "egm.random.per_example": "jax.vmap under another name",
+    "egm.paths.GaussianPath": "abstract: its methods are LinearPath's",
     "egm.simulate.draw_prior": "hands on to the path: tests/egm/test_prior_draw.py",
     "egm.summation": "the additions of a scan, whose arguments its body made",
     "egm.target.TargetScale": "the fields of networks and heads, whose entries have them",

@@ -356,7 +356,6 @@ EXCLUDED = {
     "energymatch.langevin.EulerMaruyama": "has no arguments",
     "energymatch.langevin.Heun": "has no arguments",
     "energymatch.langevin.MALA": "has no arguments",
-    "energymatch.likelihood.evidence": "its own table of bad input: tests/energymatch/test_evidence.py",
     "energymatch.matching.published_2d": "has no arguments",
 }
 """Public names without an entry, and why."""
