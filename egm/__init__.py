@@ -1,5 +1,8 @@
 """egm: learn a sampler from an energy by Energy-based Generator Matching (arXiv 2505.19646).
 
+    sampler = egm.fit(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**4), egm.spaces.Real(10))
+    sampler.log_z, sampler.log_z_error, sampler.sample(jax.random.key(1), 1000).expectation(lambda x: x**2)
+
 One estimate is under everything: with proposals x_r ~ q_{r|t}(. | x_t) and weights w ~ exp phi_r(x_r),
 F_t(x) ~ sum_k w_k F_{t|r}^{x_r^k}(x) and phi_t = log Z_{r|t} + log E_q exp phi_r (`estimate`).
 
@@ -9,9 +12,10 @@ F_t(x) ~ sum_k w_k F_{t|r}^{x_r^k}(x) and phi_t = log Z_{r|t} + log E_q exp phi_
     estimate = egm.estimate(key, path, phi_1, x_t, 0.3, 1.0, num_samples=1000)
     estimate.generator, estimate.log_marginal, estimate.ess
 
-Where to start: `iteration.make_iteration` trains a sampler from an energy; README has it for tokens, for
-R^d and for mixed states.
+Where to start: `fit` makes a `Sampler` of an energy and its space (`spaces`), with nothing to set. To build
+one by hand, `iteration.make_iteration` trains any path, process and network.
 
+    the front door      fit, Sampler, spaces; pilot: what is found of an energy before training
     the paper's parts   paths, processes, heads, bootstrap, losses, divergences, importance
     algorithms          weighted, naive, bootstrapped, local; annealing of the energy
     the outer loop      iteration, buffer, training, devices (many of them), checkpoint (and a loop)
@@ -20,7 +24,7 @@ R^d and for mixed states.
     networks            Flax modules; closed_forms to add them to
     your own parts      typing has the Protocols; smoothness tells whether grad E may be used
 
-`egm.networks` (Flax) and `egm.checkpoint` (orbax) are imported when they are first used.
+`egm.networks` (Flax), `egm.checkpoint` (orbax) and the front door are imported when they are first used.
 """
 
 import importlib
@@ -85,22 +89,30 @@ __all__ = [
 ]
 
 _ON_FIRST_USE = (
+    "batching",
     "checkpoint",
     "checks",
     "closed_forms",
     "devices",
     "estimators",
+    "fitting",
     "networks",
+    "pilot",
+    "sampler",
+    "spaces",
     "target",
     "typing",
 )
+_FRONT_DOOR = {"fit": "fitting", "Sampler": "sampler", "Samples": "sampler"}
 
 
 def __getattr__(name: str):
     if name in _ON_FIRST_USE:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in _FRONT_DOOR:
+        return getattr(importlib.import_module(f"{__name__}.{_FRONT_DOOR[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_ON_FIRST_USE})
+    return sorted({*globals(), *_ON_FIRST_USE, *_FRONT_DOOR})

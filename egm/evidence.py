@@ -367,6 +367,47 @@ def tempered_chains(
     return Chains(x, *(a.reshape(len(widths), num_groups) for a in found[1:]))
 
 
+def moved(
+    key: Key,
+    energy: Energy,
+    path: Path,
+    states: State,
+    start: Any = None,
+    *,
+    num_rounds: int = 10,
+    gradient: bool = True,
+) -> tuple[State, Array]:
+    """States after rounds of the moves of `tempered_chains` at the full energy, which keep exp(-E).
+
+    So weighted states stay properly weighted, and states that are distributed as the target stay so.
+
+    Args:
+      key: a typed key.
+      energy, path, start, gradient: as for `tempered_chains`; `start` gives the largest step.
+      states: [N, *event], N even and at least 4.
+      num_rounds: of moves of every part.
+
+    Returns:
+      (states [N, *event], their energies [N]).
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type, shape or value.
+    """
+    checks.one_key(key)
+    checks.function(energy, "energy")
+    checks.positive_int(num_rounds, "num_rounds")
+    checks.flag(gradient, "gradient")
+    size = jax.tree.leaves(states)[0].shape[0] if jax.tree.leaves(states) else 0
+    if size < 4 or size % 2:
+        raise ValueError(f"states must hold an even number of states, at least 4, got {size}")
+    event_shape = jax.tree.map(lambda a: tuple(a.shape[1:]), states)
+    leaves, treedef = jax.tree.flatten(states)
+    flat = _Flat(_parts(path, event_shape, start), treedef, energy)
+    leaves = [checks.as_array(leaf, "states") for leaf in leaves]
+    leaves, e, _ = _moves(flat, gradient, key, leaves, flat.energy(leaves), jnp.ones(()), num_rounds)
+    return flat.unflatten(leaves), e
+
+
 # The sequential Monte Carlo sampler.
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax.numpy as jnp
 
-from egm.networks._features import Features, ResidualMLP, check_fields, small_init
+from egm.networks._features import Features, ResidualMLP, check_fields, modulated, small_init
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array
 
@@ -51,6 +52,47 @@ class MLPVector(nn.Module):
         return out.reshape(*x.shape, self.num_outputs)
 
 
+class CoordinateVector(nn.Module):
+    """Raw outputs [N, D, num_outputs] of a small network that all coordinates share, told by a trunk.
+
+    The trunk is that of `MLPVector` and gives each coordinate a context of a few numbers; the shared
+    network sees these, the coordinate's own features and a few learned numbers of the coordinate. So what
+    coordinates do by themselves is learned once for all of them, and what they do together by the trunk.
+
+    Attributes:
+      gaussian_path, length_scale, data_scale, center, num_frequencies, num_outputs: as for `MLPVector`.
+      width, depth: of the trunk.
+      channels: width of the shared network, of two layers.
+      context: numbers that the trunk gives a coordinate, and that it has of its own.
+    """
+
+    gaussian_path: GaussianPath
+    length_scale: float = 1.0
+    data_scale: float = 1.0
+    center: float | tuple[float, ...] = 0.0
+    width: int = 128
+    depth: int = 3
+    channels: int = 24
+    context: int = 4
+    num_frequencies: int | None = None
+    num_outputs: int = 2
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array) -> Array:
+        check_fields(self, sizes=("width", "depth", "channels", "context", "num_outputs"))
+        x, t, hidden = _hidden(self, x, t)
+        features = _features(self)
+        time, (n, dim) = features.time(t, x.dtype), x.shape
+        own = jnp.moveaxis(features.position(x, t).reshape(n, -1, dim), 1, 2)
+        told = nn.Dense(dim * self.context)(hidden).reshape(n, dim, self.context)
+        place = self.param("place", nn.initializers.normal(1.0), (1, dim, self.context))
+        place = jnp.broadcast_to(place.astype(x.dtype), (n, dim, self.context))
+        h = nn.Dense(self.channels)(jnp.concatenate([own, told, place], axis=-1))
+        h = nn.silu(modulated(h, time))
+        h = nn.silu(modulated(nn.Dense(self.channels)(h), time))
+        return nn.Dense(self.num_outputs, kernel_init=small_init)(h)
+
+
 class MLPVectorLogMarginal(nn.Module):
     """g [N] from the same network; attributes as for `MLPVector`, `skip(x, t)` a closed form of g."""
 
@@ -71,10 +113,14 @@ class MLPVectorLogMarginal(nn.Module):
         return out if self.skip is None else out + self.skip(x, t)
 
 
-def _hidden(module, x, t):
-    features = Features(
+def _features(module):
+    return Features(
         module.gaussian_path, module.length_scale, module.data_scale, module.center, module.num_frequencies
     )
+
+
+def _hidden(module, x, t):
+    features = _features(module)
     x, t = features.inputs(x, t)
     trunk = ResidualMLP(module.width, module.depth)
     return x, t, trunk(features.position(x, t), features.time(t, x.dtype))

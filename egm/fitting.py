@@ -1,0 +1,510 @@
+"""One call from an energy to a sampler: `fit`. A thin composition of the package's public parts.
+
+What it does, in order: makes the user's pytree one state (`egm.spaces`), finds coordinates, lengths and
+weighted states by descents and tempered chains (`egm.pilot`), fills the buffer with them, trains the
+generator by weighted conditional targets (`egm.iteration`) until the ESS has reached its target or rises
+no more, lets the learning rate fall, chooses the number of steps, and compares the evidence of its own
+weights with that of the chains (`egm.evidence`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from egm import algorithms, buffer, checks, energies, evidence, iteration, metrics, pilot, random
+from egm.annealing import Item
+from egm.batching import batched_energy
+from egm.sampler import Design, Sampler, parts_of
+from egm.spaces import Layout, of
+from egm.typing import Array, Energy, Key, Moments, PyTree
+
+__all__ = ["fit"]
+
+_LEARNING_RATE = 2e-3
+_PATIENCE = 6
+"""Iterations without a higher ESS after which the learning rate falls."""
+_FALL = 10
+"""Iterations over which it falls, at least."""
+_OWN_ESS = 0.3
+"""From this ESS on the sampler learns from its own weighted states, below from the chains'."""
+_MOST_BY_CHAINS = 60
+"""Iterations after which chains that led nowhere (ESS below .02) are given up for annealing."""
+_ROUNDS = 4
+"""Of moves of the chains' states between iterations."""
+_MOST_CONDITIONALS = 4096
+"""L V up to which single-site conditionals are made by evaluating the energy."""
+
+
+def fit(
+    key: Key,
+    energy: Callable[[PyTree], Array] | None = None,
+    space: PyTree = None,
+    *,
+    log_density: Callable[[PyTree], Array] | None = None,
+    batched: bool | None = None,
+    seconds: float = 300.0,
+    iterations: int | None = None,
+    ess_target: float = 0.95,
+    network: Any = None,
+    optimizer: optax.GradientTransformation | None = None,
+    callback: Callable[[dict[str, float]], None] | None = None,
+    progress: bool = True,
+) -> Sampler:
+    """Learn a sampler of exp(-energy) from the energy alone; nothing has to be set.
+
+        sampler = egm.fit(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**4), egm.spaces.Real(10))
+        print(sampler.report())
+        draw = sampler.sample(jax.random.key(1), 10_000)
+        mean, error = draw.expectation(lambda x: x[:, 0] ** 2)
+
+    Args:
+      key: a typed key.
+      energy: E, minus the log-density up to a constant, of one state or of a batch (found by trying).
+        A log-density with respect to the volume of the space itself: for `Positive` and `Interval` the
+        change of variables is added here.
+      space: of `egm.spaces`, or a pytree of them, as the energy takes its states; None for an energy of
+        `egm.energies`, which knows.
+      log_density: instead of `energy`, its negative.
+      batched: whether the energy takes a batch; None tries.
+      seconds: after which training ends whatever the ESS; compilation and what comes before are counted.
+      iterations: most iterations; None for as many as there is time for.
+      ess_target: the ESS at which training is good enough.
+      network: in place of the space's own: a Flax module or any object with `init(key, x, t)` and
+        `apply(params, x, t)`, or (params, apply), of the library's state and raw outputs as the head of
+        the space takes them (`egm.networks` documents both).
+      optimizer: in place of Adam with a falling learning rate and a clipped norm.
+      callback: told the metrics of every iteration, as floats.
+      progress: say on stderr what is being done.
+
+    Returns:
+      Sampler. Where it has not converged, `converged` is False, `reason` says why, and errors are what
+      they must be. Interrupted by the keyboard it returns what it has.
+
+    Raises:
+      TypeError, ValueError: an argument is wrong, the energy is no number anywhere, or exp(-energy) is no
+        density on the space: it does not fall off in some directions.
+    """
+    began = time.time()
+    checks.one_key(key)
+    function, layout = _target(energy, log_density, space, batched)
+    seconds = checks.positive_float(seconds, "seconds")
+    if iterations is not None:
+        checks.positive_int(iterations, "iterations")
+    ess_target = checks.below_one(ess_target, "ess_target")
+    if optimizer is not None and not hasattr(optimizer, "update"):
+        raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r:.80}")
+    if callback is not None:
+        checks.function(callback, "callback")
+    say = _Voice(checks.flag(progress, "progress"), began)
+    k_check, k_pilot, k_params, k_train, k_final = random.split(key, 5)
+
+    canonical = layout.energy(function)
+    _check_finite(k_check, canonical, layout)
+    _check_proper(k_check, canonical, layout, 1e5, 1e7, 1e3)
+    found = pilot.explore(k_pilot, canonical, layout, say=say.phase)
+    spread = max(1.0, float(np.std(found.energies[np.isfinite(found.log_shares)])))
+    _check_proper(k_check, found.coordinates.energy(canonical), layout, 300.0, 3000.0, spread)
+    moved = _with_conditionals(found.coordinates.energy(canonical), layout)
+    design = _design(k_check, found, moved, layout)
+    parts = parts_of(design, moved, network)
+    training = _Training(design, parts, moved, found, optimizer)
+    state = training.start(parts.init(k_params))
+    budget = _Budget(began, seconds, iterations, ess_target)
+    state, history, stopped = training.run(k_train, state, budget, callback, say)
+
+    params = jax.device_get(state.train.ema_params)
+    sampler = Sampler(
+        function, design, found.coordinates, jax.device_get(state.moments), params, network=network,
+        history=history,
+    )  # fmt: skip
+    return _finished(k_final, sampler, found, float(state.scale), stopped, budget, say)
+
+
+def _target(energy, log_density, space, batched) -> tuple[Callable[[PyTree], Array], Layout]:
+    """The batched energy on the user's states, and their layout."""
+    if (energy is None) == (log_density is None):
+        raise TypeError("give one of energy and log_density, and not both")
+    if energy is None:
+        given = checks.function(log_density, "log_density")
+        energy = lambda x: -given(x)
+    checks.function(energy, "energy")
+    layout = Layout(of(energy) if space is None else space)
+    return batched_energy(energy, layout, batched), layout
+
+
+def _with_conditionals(energy: Energy, layout: Layout) -> Energy:
+    """The energy with single-site conditionals where they are affordable."""
+    count = layout.num_sites * (layout.vocab_size or 0)
+    if not count or hasattr(energy, "single_site_conditionals") or count > _MOST_CONDITIONALS:
+        return energy
+    return energies.WithConditionals(energy, layout.vocab_size, "h" if layout.num_coordinates else None)
+
+
+def _design(key: Key, found: pilot.Found, energy: Energy, layout: Layout) -> Design:
+    """Sizes by dimension, lengths as found, a symmetry where the energy has it."""
+    size = layout.num_coordinates + layout.num_sites
+    width = 128 if size <= 16 else 192 if size <= 64 else 256
+    if layout.particles is not None:
+        width = 64
+    times = 100 if layout.num_coordinates else layout.num_sites
+    flip = layout.vocab_size == 2 and layout.particles is None and _flips(key, found, energy, layout)
+    return Design(layout, found.length_scale, 1.0, width=width, num_times=times, flip=flip)
+
+
+def _flips(key: Key, found: pilot.Found, energy: Energy, layout: Layout) -> bool:
+    """Whether E(x, h) = E(-x, 1 - h) in the sampler's coordinates, at states of the chains and at others."""
+    chosen = jax.random.randint(key, (64,), 0, len(found.energies))
+    state = jax.tree.map(lambda a: jnp.asarray(a)[chosen], found.states)
+    x, h = layout.split(state)
+    h = jnp.concatenate([h, jax.random.randint(random.derive(key, "h"), h.shape, 0, 2, h.dtype)])
+    x = None if x is None else jnp.concatenate([x, x])
+    here = np.asarray(energy(layout.joined(x, h)), np.float64)
+    there = np.asarray(energy(layout.joined(None if x is None else -x, 1 - h)), np.float64)
+    return bool(np.allclose(here, there, rtol=1e-4, atol=1e-3 * max(1.0, np.nanstd(here))))
+
+
+@dataclasses.dataclass
+class _Budget:
+    began: float
+    seconds: float
+    iterations: int | None
+    ess_target: float
+
+    @property
+    def left(self) -> float:
+        return self.seconds - (time.time() - self.began)
+
+
+class _Voice:
+    """Says what is being done, on stderr."""
+
+    def __init__(self, on: bool, began: float):
+        self._on, self._began, self._last = on, began, 0.0
+
+    def phase(self, text: str) -> None:
+        self._say(text)
+
+    def often(self, text: str) -> None:
+        """At most every second."""
+        if time.time() - self._last >= 1.0:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        if self._on:
+            self._last = time.time()
+            print(f"[{self._last - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+
+class _Training:
+    """The outer iterations of a design, from the pilot's states on."""
+
+    def __init__(self, design: Design, parts: Any, energy: Energy, found: pilot.Found, optimizer: Any):
+        layout = design.layout
+        size = layout.num_coordinates + layout.num_sites
+        self._found, self._layout = found, layout
+        self._num = 1024 if size <= 64 else 512
+        pilot_size = len(found.log_shares)
+        batch = 512 if size <= 64 else 256
+        if layout.particles is not None or (layout.num_sites and not layout.num_coordinates):
+            self._num, batch = 512, 128
+        self._capacity = pilot_size + 4 * self._num
+        config = iteration.IterationConfig(
+            num_simulated=self._num,
+            buffer_size=self._capacity,
+            num_gradient_steps=100,
+            batch_size=batch,
+            num_times=design.num_times,
+            ema_decay=0.99,
+        )
+        self._falls = optimizer is None
+        optimizer = _adam() if optimizer is None else optimizer
+        # NumPy arrays, which no donation of a state can take away.
+        unit = Moments(*(f(layout.num_coordinates, np.float32) for f in (np.zeros, np.ones)))
+        self._reference = layout.joined(unit, None) if layout.num_coordinates else None
+        self._path, self._energy = parts.path, energy
+        algorithm = algorithms.Weighted(parts.path, parts.head, parts.apply)
+        self._init, step = iteration.make_iteration(
+            algorithm,
+            parts.process,
+            energy,
+            optimizer,
+            config,
+            event_shape=layout.event_shape,
+            reference=self._reference,
+        )
+        self._step = jax.jit(step, donate_argnums=1)
+        self._move = jax.jit(
+            lambda k, x: evidence.moved(
+                k, energy, parts.path, x, self._reference, num_rounds=_ROUNDS, gradient=found.smooth
+            )
+        )
+
+    def start(self, params: PyTree) -> iteration.IterationState:
+        """The state with the chains' states in the buffer."""
+        state, found = self._init(params), self._found
+        x = jax.tree.map(jnp.asarray, found.states)
+        return self._filled(state, x, jnp.asarray(found.energies, float))
+
+    def _refreshed(self, key, state, held):
+        """(state with the chains' states alone in the buffer, moved by kernels that keep exp(-E); those)."""
+        x, energy = self._move(key, held)
+        empty = buffer.init(self._capacity, jax.tree.map(lambda a: a[0], state.buffer.items))
+        return self._filled(state._replace(buffer=empty), x, energy), x
+
+    def _filled(self, state, x, energy):
+        """Adds the chains' states: each stands for its population's Z / C, wherever moves have carried it."""
+        found = self._found
+        reference = jnp.zeros(energy.shape)
+        if self._reference is not None:
+            reference = self._path.reference_energy(x, self._reference)
+        # E of one state of a population is its Z / C in the mean over populations.
+        shares = jnp.asarray(found.log_shares + np.log(len(found.log_shares) / found.log_z.size), float)
+        items = Item(x, energy, reference, shares + energy)
+        valid = jnp.isfinite(items.log_path) & jnp.isfinite(energy)
+        safe = lambda a: jnp.where(valid.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.zeros((), a.dtype))
+        items = jax.tree.map(safe, items)
+        return state._replace(buffer=buffer.add(state.buffer, items, valid))
+
+    def run(self, key, state, budget, callback, say):
+        """(state, history, why it stopped before it was done)."""
+        history: dict[str, list[float]] = {}
+        rule, stopped = _Rule(budget, self._falls), ""
+        held = jax.tree.map(jnp.asarray, self._found.states)
+        say.phase("compiling the training step")
+        try:
+            while rule.goes_on():
+                if self._falls:
+                    state.train.opt_state.hyperparams["learning_rate"] = jnp.asarray(rule.rate, jnp.float32)
+                new, report = self._step(random.derive(key, f"iteration {rule.count}"), state)
+                values = {k: float(v) for k, v in jax.device_get(report).items()}
+                state = new
+                for name, value in values.items():
+                    history.setdefault(name, []).append(value)
+                rule.heard(values)
+                if rule.needs_chains():
+                    state, held = self._refreshed(random.derive(key, f"moves {rule.count}"), state, held)
+                if callback is not None:
+                    callback(values)
+                say.often(
+                    f"iteration {rule.count}: ESS {values['ess']:.3f}, log Z {values['log_z']:.4g}, "
+                    f"loss {values['loss']:.3g}"
+                    + ("" if values["scale"] >= 1 else f", scale {values['scale']:.2f}")
+                )
+        except KeyboardInterrupt:
+            stopped = "interrupted"
+        return state, {k: np.asarray(v) for k, v in history.items()}, stopped or rule.stopped
+
+
+class _Rule:
+    """When to go on, at which learning rate, and when to end."""
+
+    def __init__(self, budget: _Budget, falls: bool):
+        self._budget, self._falls = budget, falls
+        self.count, self.rate, self.stopped = 0, _LEARNING_RATE, ""
+        self._ess: list[float] = []
+        self._own = False
+        self._falling_since: int | None = None
+        self._fall_length = _FALL
+        self._ends = time.time()
+        self._seconds_each = 0.0
+
+    def heard(self, values: dict[str, float]) -> None:
+        now = time.time()
+        if self.count > 0:
+            self._seconds_each = max(self._seconds_each * 0.5, now - self._ends)
+        self._ends = now
+        self.count += 1
+        full = values["scale"] >= 1
+        self._ess.append(values["ess"] if full else 0.0)
+
+    def goes_on(self) -> bool:
+        """Whether there is another iteration; sets its learning rate."""
+        most, left = self._budget.iterations, self._budget.left
+        if most is not None and self.count >= most:
+            return False
+        if self.count and left < 2 * self._seconds_each:
+            self.stopped = "" if self._falling_since is not None else "out of time"
+            return False
+        if self._falling_since is None and self._done_climbing(left, most):
+            self._falling_since = self.count
+            self._fall_length = max(_FALL, self.count // 3)
+            if self._seconds_each > 0:
+                self._fall_length = max(1, min(self._fall_length, int(left / self._seconds_each) - 2))
+            if most is not None:
+                self._fall_length = max(1, min(self._fall_length, most - self.count))
+        if self._falling_since is not None:
+            done = (self.count - self._falling_since) / self._fall_length
+            if done >= 1:
+                return False
+            self.rate = _LEARNING_RATE * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done)))
+        return True
+
+    def needs_chains(self) -> bool:
+        """Whether the chains' states are worth more than the sampler's own, whose weights are few or none.
+
+        Not for ever: where the chains have failed the sampler climbs by itself, by annealing.
+        """
+        best = max(self._ess)
+        hopeless = self.count >= _MOST_BY_CHAINS and best < 0.02
+        self._own = self._own or hopeless or self._ess[-1] >= _OWN_ESS
+        return not self._own
+
+    def _done_climbing(self, left: float, most: int | None) -> bool:
+        recent = self._smoothed()
+        if len(recent) < 3:
+            return False
+        if recent[-1] >= self._budget.ess_target:
+            return True
+        best = int(np.argmax(recent))
+        patience = _PATIENCE if self._own else _MOST_BY_CHAINS // 2
+        stalled = recent[-1] > 0 and len(recent) - 1 - best >= max(patience, self.count // 4)
+        short = left < self._seconds_each * max(_FALL, self.count // 3) * 1.2
+        few = most is not None and most - self.count <= max(_FALL, self.count // 3)
+        return stalled or short or few
+
+    def _smoothed(self) -> np.ndarray:
+        ess = np.asarray(self._ess)
+        return np.array([np.median(ess[max(0, i - 2) : i + 1]) for i in range(len(ess))])
+
+
+@optax.inject_hyperparams
+def _adam_with(learning_rate):
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate, b2=0.99))
+
+
+def _adam() -> optax.GradientTransformation:
+    return _adam_with(learning_rate=_LEARNING_RATE)
+
+
+def _finished(key, sampler, found, scale, stopped, budget, say) -> Sampler:
+    """The sampler with its number of steps and its figures, from both sides."""
+    k_steps, k_draw, k_back = random.split(key, 3)
+    say.phase("the number of steps")
+    if sampler.design.layout.num_coordinates:
+        sampler.design = dataclasses.replace(sampler.design, num_times=_steps(k_steps, sampler, budget))
+    say.phase("evidence from both sides")
+    num_times = sampler.design.num_times
+    drawn = [
+        sampler._run(k, sampler.params, sampler.moments, 2048, num_times) for k in random.split(k_draw, 4)
+    ]
+    log_weights = jnp.concatenate([w for _, w in drawn])
+    summary = jax.device_get(metrics.summarize(log_weights))
+    both = jax.device_get(_both_sides(k_back, sampler, found, log_weights, num_times))
+    sampler.evidence = both
+    reached = scale >= 1 - 1e-6
+    error = float(both.error) if reached else np.inf
+    reasons = [stopped] if stopped == "interrupted" else []
+    why = metrics.reason(summary, scale)
+    if why:
+        reasons.append(why)
+    elif not bool(both.converged):
+        reasons.append(
+            f"{100 * float(both.missing_mass):.2g}% of the mass was found where the sampler has none"
+        )
+    elif float(summary.ess) < 0.5 * budget.ess_target and stopped:
+        reasons.append(stopped)
+    sampler._figures = {
+        "log_z": float(summary.log_z),
+        "log_z_error": error,
+        "ess": float(summary.ess),
+        "converged": not reasons and bool(np.isfinite(error)),
+        "reason": "; ".join(reasons),
+        "seconds": time.time() - budget.began,
+    }
+    say.phase(f"log Z {summary.log_z:.5g} +- {error:.2g}, ESS {summary.ess:.3f}")
+    return sampler
+
+
+def _steps(key, sampler, budget) -> int:
+    """The fewest steps of 50, 100, 200 and 400 that come near the ESS target or the best there is."""
+    best, chosen = 0.0, sampler.design.num_times
+    for num_times in (100, 200, 400):
+        if best > 0 and budget.left < -0.2 * budget.seconds:
+            break
+        _, log_weights = sampler._run(key, sampler.params, sampler.moments, 2048, num_times)
+        ess = float(metrics.summarize(log_weights).ess)
+        if ess > best * 1.1:
+            best, chosen = ess, num_times
+        else:
+            break
+        if best >= budget.ess_target - 0.05:
+            break
+    return chosen
+
+
+def _both_sides(key, sampler, found, log_weights, num_times) -> evidence.Evidence:
+    """The sampler's weights against the chains' states, taken backward."""
+    per = len(found.log_shares) // found.log_z.size
+    keep = min(per, max(32, 4096 // found.log_z.size))
+    pick = np.concatenate([np.arange(keep) + i * per for i in range(found.log_z.size)])
+    states = jax.tree.map(lambda a: jnp.asarray(a[pick]), found.states)
+
+    @jax.jit
+    def backward(key, params, moments, states):
+        algorithm = algorithms.Weighted(sampler.parts.path, sampler.parts.head, sampler.parts.apply)
+        generator = algorithm.generator(params, sampler._canonical)
+        times = sampler.parts.process.times(num_times)
+        process, energy = sampler.parts.process, sampler._canonical
+        return evidence.from_states(key, energy, process, generator, states, times, moments)
+
+    reverse = backward(key, sampler.params, sampler.moments, states)
+    return evidence.two_sided(log_weights, reverse, jnp.asarray(found.log_z, float))
+
+
+def _check_finite(key: Key, energy: Energy, layout: Layout) -> None:
+    """Raises where E says nothing at all, at states around the origin at several scales."""
+    k_x, k_h = random.split(key)
+    scale = 10.0 ** jnp.repeat(jnp.arange(-2.0, 3.0), 16)[:, None]
+    x = scale * jax.random.normal(k_x, (80, layout.num_coordinates))
+    sizes = jnp.asarray(layout.vocab_sizes, jnp.float32)[None]
+    h = (jax.random.uniform(k_h, (80, layout.num_sites)) * sizes).astype(jnp.int32)
+    e = np.asarray(jax.jit(energy)(layout.joined(x, h)))
+    if np.all(np.isnan(e)):
+        raise ValueError("energy is NaN at all of 80 states around the origin; +inf is legal, NaN is not")
+    if np.all(np.isnan(e) | (e == -np.inf)):
+        raise ValueError("energy is NaN or -inf at all of 80 states around the origin: it has no density")
+
+
+def _check_proper(key: Key, energy: Energy, layout: Layout, near: float, far: float, spread: float) -> None:
+    """Raises where E does not grow from `near` to `far`: exp(-E) has no finite integral there.
+
+    A density falls faster than r^-D along nearly every ray, and than r^-1 along each axis: E grows by more
+    than D, or 1, for each factor e of the distance. `spread` is that of E where the target is.
+    """
+    dim = layout.num_coordinates
+    if not dim or layout.particles is not None:
+        return
+    k_x, k_h = random.split(key)
+    rays = np.asarray(jax.random.normal(k_x, (64, dim)))
+    rays = np.concatenate([rays, np.eye(dim), -np.eye(dim)]).astype(np.float32)
+    least = np.concatenate([np.full(64, dim), np.ones(2 * dim)]) * np.log(far / near) * 0.98
+    sizes = jnp.asarray(layout.vocab_sizes, jnp.float32)[None]
+    h = (jax.random.uniform(k_h, (len(rays), layout.num_sites)) * sizes).astype(jnp.int32)
+    values = jax.jit(energy)
+    low, high = (np.asarray(values(layout.joined(jnp.asarray(r * rays), h)), np.float64) for r in (near, far))
+    known = np.isfinite(low) & ~np.isnan(high)
+    growth = np.where(known, high, 0.0) - np.where(known, low, 0.0)
+    flat = known & (growth < least)
+    if not flat.any():
+        return
+    hint = ""
+    if np.median(growth[known]) < -10 * spread:
+        hint = " Was a log-density passed as energy?"
+    elif np.abs(growth[known]).max() < 10 * spread:
+        hint = " Where states are angles, the space is egm.spaces.Circle."
+    elif flat[64:].any() and not flat[:64].any():
+        axes = sorted({int(i % dim) for i in np.flatnonzero(flat[64:])})
+        hint = f" It hardly depends on coordinate {axes[0]}: give that a prior, or leave it out."
+    raise ValueError(
+        f"energy must grow with distance, so that exp(-energy) is a density; along {flat.sum()} of "
+        f"{len(rays)} rays it grows by {np.median(growth[flat]):.3g} from {near:g} to {far:g}.{hint}"
+    )

@@ -1,0 +1,358 @@
+"""What can be found of a target before anything is trained: coordinates, lengths, and states with weights.
+
+`explore` descends to minima, makes the Laplace approximation there its unit of length, and runs tempered
+chains (`egm.evidence.tempered_chains`) from wide starts in those coordinates and in the target's own. The
+chains' states, each standing for its population's Z / C, give the coordinates in which the target has mean
+zero and unit covariance, its finest length, a first estimate of log Z, and a first filling of a buffer:
+they are properly weighted for exp(-E) whatever the number of chains. What no chain reaches stays unseen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import evidence, random, scales
+from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath
+from egm.spaces import Layout
+from egm.typing import Array, Energy, Key, Moments, State
+
+__all__ = ["Coordinates", "Found", "explore"]
+
+_MOST_WHITENED = 128
+"""Dimensions up to which a covariance is estimated and divided out."""
+_ENERGY_RANGE = 10.0
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Coordinates:
+    """x = center + z matrix for the vector's part of a state, its log-determinant in the energy.
+
+    Attributes:
+      layout: says which part is the vector.
+      center: [D].
+      matrix: [D, D], or a number.
+      log_det: of the map on the state's space.
+    """
+
+    layout: Layout
+    center: np.ndarray
+    matrix: Any
+    log_det: float
+
+    def apply(self, z: State) -> State:
+        """The layout's states of states in these coordinates."""
+        vector, tokens = self.layout.split(z)
+        if vector is None:
+            return z
+        scaled = (
+            vector * self.matrix if np.ndim(self.matrix) == 0 else vector @ jnp.asarray(self.matrix, float)
+        )
+        return self.layout.joined(jnp.asarray(self.center, float)[None] + scaled, tokens)
+
+    def invert(self, x: State) -> State:
+        """The inverse of `apply`."""
+        vector, tokens = self.layout.split(x)
+        if vector is None:
+            return x
+        vector = vector - jnp.asarray(self.center, float)[None]
+        if np.ndim(self.matrix) == 0:
+            vector = vector / self.matrix
+        else:
+            vector = vector @ jnp.asarray(np.linalg.inv(self.matrix), float)
+        return self.layout.joined(vector, tokens)
+
+    def energy(self, function: Energy) -> Energy:
+        """E in these coordinates, of E on the layout's states."""
+        return _Moved(self, function)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moved:
+    coordinates: Coordinates
+    function: Energy
+
+    def __call__(self, z: State) -> Array:
+        return self.function(self.coordinates.apply(z)) - self.coordinates.log_det
+
+    def __getattr__(self, name: str):
+        tokens_alone = not self.coordinates.layout.num_coordinates
+        if name in ("single_site_conditionals", "conditional_evaluations", "masked_conditionals"):
+            if tokens_alone:
+                return getattr(self.function, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+
+class Found(NamedTuple):
+    """What `explore` returns.
+
+    Attributes:
+      coordinates: in which the target has mean zero and about unit variances.
+      length_scale: s there, from the curvature that the chains see.
+      states: [W * G * C, ...] of the chains, in those coordinates.
+      log_z: [W, G] of the populations.
+      log_shares: [W * G * C] log of what each state stands for of Z, -inf where its population has failed.
+      energies: [W * G * C] E of the states, in those coordinates.
+      num_minima: distinct minima that descents found; 0 where none was searched.
+      smooth: whether the energy has a useful gradient.
+    """
+
+    coordinates: Coordinates
+    length_scale: float
+    states: State
+    log_z: np.ndarray
+    log_shares: np.ndarray
+    energies: np.ndarray
+    num_minima: int
+    smooth: bool
+
+
+def explore(
+    key: Key,
+    energy: Energy,
+    layout: Layout,
+    *,
+    num_chains: int = 384,
+    num_groups: int = 2,
+    say: Callable[[str], None] = lambda text: None,
+) -> Found:
+    """Coordinates, lengths and weighted states of a target from its energy alone.
+
+    Args:
+      key: a typed key.
+      energy: E on the layout's states, [N] = energy(state).
+      layout: of the states.
+      num_chains: of a population.
+      num_groups: populations of each of three widths and of each kind of start.
+      say: told what is being done.
+
+    Returns:
+      Found, on the host.
+
+    Raises:
+      ValueError: E is finite nowhere that was looked, or no chain has reached the full energy.
+    """
+    k_scales, k_chains, k_wide = random.split(key, 3)
+    identity = _identity(layout)
+    if not layout.num_coordinates:
+        say("tempered chains")
+        rounds = max(1, min(10, 640 // layout.num_sites))
+        path, event = _path(layout), layout.event_shape
+        chains = _chains(k_chains, energy, path, event, None, 2 * num_groups, num_chains, rounds)
+        return _found(identity, energy, [(chains, identity)], 1.0, 0, True)
+    say("descents to minima")
+    minima = _descend(k_scales, energy, layout)
+    smooth = minima is not None
+    runs = []
+    if minima is not None:
+        laplace = _laplace(energy, layout, minima)
+        say("tempered chains")
+        runs.append((_run(k_chains, laplace, energy, layout, num_chains, num_groups, True), laplace))
+    if minima is None or layout.particles is None:
+        radius = 10.0 if minima is None else max(minima.radius, minima.extent)
+        wide = _isotropic(
+            layout, np.zeros(layout.num_coordinates) if minima is None else minima.center, radius
+        )
+        say("tempered chains from afar")
+        runs.append((_run(k_wide, wide, energy, layout, num_chains, num_groups, smooth), wide))
+    return _found(identity, energy, runs, None, 0 if minima is None else len(minima.energies), smooth)
+
+
+def _identity(layout: Layout) -> Coordinates:
+    return _isotropic(layout, np.zeros(layout.num_coordinates), 1.0)
+
+
+def _isotropic(layout: Layout, center: np.ndarray, unit: float) -> Coordinates:
+    dimension = _dimension(layout)
+    return Coordinates(layout, np.asarray(center, np.float64), float(unit), dimension * float(np.log(unit)))
+
+
+def _dimension(layout: Layout) -> int:
+    dim = 0 if layout.particles is None else layout.particles.spatial_dim
+    return layout.num_coordinates - dim
+
+
+def _path(layout: Layout, vector: Any = None) -> Any:
+    """A path that says where the parts live."""
+    vector = VarianceExplodingPath(1.0, 10.0) if vector is None else vector
+    if layout.particles is not None:
+        vector = CenteredPath(vector, layout.particles.num_particles, layout.particles.spatial_dim)
+    tokens = MaskedPath(layout.vocab_size) if layout.num_sites else None
+    parts = layout.joined(vector, tokens)
+    return ProductPath(parts) if isinstance(parts, dict) else parts
+
+
+def _descend(key, energy, layout) -> scales.Scales | None:
+    """Minima by descent, searched ever wider; None where the energy has no curvature to go by."""
+    path = _path(layout)
+    vector = path.paths["x"] if isinstance(path, ProductPath) else path
+    try:
+        return scales.find_scales(
+            key,
+            energy,
+            layout.event_shape,
+            search_radius=1.0,
+            vocab_size=layout.vocab_size,
+            project=None if layout.particles is None else vector.project,
+            num_starts=128,
+            num_steps=400,
+            max_widenings=7,
+            energy_range=_ENERGY_RANGE,
+        )
+    except ValueError as error:
+        if "not finite" in str(error) or "curvature" in str(error):
+            return None
+        raise
+
+
+def _whitened(layout: Layout) -> bool:
+    """Whether the coordinates may be turned: no particles, no grid, not too many."""
+    free = not any(getattr(space, "periodic", False) for space in layout.leaves)
+    return free and layout.particles is None and layout.num_coordinates <= _MOST_WHITENED
+
+
+def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinates:
+    """Coordinates in which the normal approximation at the minima has unit covariance."""
+    if not _whitened(layout):
+        center = minima.center if layout.particles is None else np.zeros_like(minima.center)
+        return _isotropic(layout, center, minima.extent)
+    x = np.asarray(minima.minima[:16])
+    n = x.shape[0]
+    tokens = jnp.zeros((1, layout.num_sites), jnp.int32)
+
+    def one(y):
+        state = layout.joined(y[None], tokens if layout.num_sites else None)
+        return energy(state)[0]
+
+    hessians = np.asarray(jax.jit(jax.vmap(jax.hessian(one)))(jnp.asarray(x, float)), np.float64)
+    # A minimum that has no curvature in a direction says nothing of it but the spread of the minima.
+    most = max(minima.extent, minima.radius) ** 2
+    within = []
+    for h in hessians[np.all(np.isfinite(hessians), axis=(1, 2))]:
+        values, vectors = np.linalg.eigh((h + h.T) / 2)
+        variance = 1 / np.maximum(values, 1 / most)
+        within.append((vectors * variance) @ vectors.T)
+    between = np.cov(x.T, bias=True).reshape(x.shape[1], x.shape[1]) if n > 1 else 0.0
+    inside = np.mean(within, axis=0) if within else np.eye(x.shape[1]) * most
+    return _linear(layout, x.mean(axis=0), inside + between)
+
+
+def _linear(layout: Layout, center: np.ndarray, covariance: np.ndarray) -> Coordinates:
+    """Coordinates of this mean and covariance: its symmetric root, which turns no axis needlessly."""
+    values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
+    values = np.maximum(values, max(values.max(), 1e-300) * 1e-12)
+    matrix = (vectors * np.sqrt(values)) @ vectors.T
+    return Coordinates(layout, np.asarray(center, np.float64), matrix, 0.5 * float(np.sum(np.log(values))))
+
+
+def _run(key, coordinates, energy, layout, num_chains, num_groups, smooth):
+    unit = Moments(jnp.zeros(layout.num_coordinates), jnp.ones(layout.num_coordinates))
+    start = layout.joined(unit, None)
+    moved = coordinates.energy(energy)
+    sites = max(layout.num_sites, 1)
+    rounds = max(2, min(10, 640 // sites))
+    return _chains(
+        key, moved, _path(layout), layout.event_shape, start, num_groups, num_chains, rounds, gradient=smooth
+    )
+
+
+def _chains(key, energy, path, event, start, groups, chains, rounds, gradient=True) -> evidence.Chains:
+    run = jax.jit(
+        lambda k: evidence.tempered_chains(
+            k,
+            energy,
+            path,
+            event,
+            start,
+            num_groups=groups,
+            num_chains=chains,
+            num_moves=rounds,
+            gradient=gradient,
+        )
+    )
+    return jax.device_get(run(key))
+
+
+def _found(identity, energy, runs, length, num_minima, smooth) -> Found:
+    layout = identity.layout
+    states, log_z, shares = [], [], []
+    for chains, coordinates in runs:
+        states.append(jax.device_get(coordinates.apply(jax.tree.map(jnp.asarray, chains.x))))
+        log_z.append(np.asarray(chains.log_z, np.float64))
+        share = np.where(np.isfinite(chains.log_z), chains.log_z, -np.inf).reshape(-1)
+        shares.append(np.repeat(share, len(jax.tree.leaves(chains.x)[0]) // share.size))
+    x = jax.tree.map(lambda *a: np.concatenate(a), *states)
+    log_z, shares = np.concatenate(log_z), np.concatenate(shares)
+    # The levels were adapted to the states, so that one Z in a dozen may be far too high: no population
+    # stands for more than e times the median one.
+    reached = np.isfinite(log_z)
+    shares = np.minimum(shares, np.median(log_z[reached]) + 1.0) if reached.any() else shares
+    if not np.any(np.isfinite(shares)):
+        raise ValueError(
+            "energy: no tempered chain from a wide start has reached exp(-energy) in 300 levels; is it a "
+            "density at all (does it grow in every direction), and finite somewhere near the origin?"
+        )
+    e = np.asarray(jax.jit(energy)(jax.tree.map(jnp.asarray, x)), np.float64)
+    shares = np.where(np.isfinite(e), shares - np.log(len(shares) / log_z.size), -np.inf)
+    vector, _ = layout.split(x)
+    if vector is None:
+        return Found(identity, 1.0, x, log_z, shares, e, num_minima, smooth)
+    coordinates = _fitted(layout, vector, shares, runs[0][1])
+    z = jax.device_get(coordinates.invert(jax.tree.map(jnp.asarray, x)))
+    length = _length(coordinates.energy(energy), layout, z, shares) if smooth else 0.25
+    return Found(coordinates, length, z, log_z, shares, e - coordinates.log_det, num_minima, smooth)
+
+
+def _fitted(layout: Layout, x: np.ndarray, log_shares: np.ndarray, first: Coordinates) -> Coordinates:
+    """Coordinates of weighted states; the outermost half per cent of each coordinate is drawn in.
+
+    Moments are taken in the coordinates of a first guess, where no direction is far narrower than others.
+    """
+    w = np.exp(log_shares - log_shares.max())
+    w /= w.sum()
+    root = first.matrix if np.ndim(first.matrix) else first.matrix * np.eye(x.shape[1])
+    x = np.linalg.solve(root.T, (np.asarray(x, np.float64) - first.center).T).T
+    order = np.argsort(x, axis=0)
+    total = np.cumsum(w[order], axis=0)
+    sorted_x = np.take_along_axis(x, order, axis=0)
+    low, high = (
+        np.array([np.interp(q, total[:, d], sorted_x[:, d]) for d in range(x.shape[1])])
+        for q in (0.005, 0.995)
+    )
+    x = np.clip(np.where(w[:, None] > 0, x, 0.5 * (low + high)), low, high)
+    center = w @ x
+    if not _whitened(layout):
+        dimension = _dimension(layout)
+        extent = first.matrix * float(np.sqrt(np.sum(w @ (x - center) ** 2) / dimension))
+        center = first.center + first.matrix * center
+        center = np.full_like(center, center.mean()) if layout.particles is None else np.zeros_like(center)
+        return _isotropic(layout, center, extent)
+    covariance = ((x - center) * w[:, None]).T @ (x - center)
+    # As many as count: of few the covariance is drawn towards its diagonal.
+    effective = 1 / np.sum(w**2)
+    shrink = min(1.0, x.shape[1] / effective)
+    covariance = (1 - shrink) * covariance + shrink * np.diag(np.diag(covariance))
+    return _linear(layout, first.center + center @ root, root.T @ covariance @ root)
+
+
+def _length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, num: int = 512) -> float:
+    """s = (D / E |grad E|^2)^(1/2), the largest twentieth left out; at most 1, the target's own width."""
+    w = np.exp(log_shares - log_shares.max())
+    picked = np.searchsorted(np.cumsum(w), (np.arange(num) + 0.5) / num * w.sum())
+    state = jax.tree.map(lambda a: jnp.asarray(a[np.minimum(picked, len(w) - 1)]), z)
+    vector, tokens = layout.split(state)
+
+    def total(y):
+        return jnp.sum(energy(layout.joined(y, tokens)))
+
+    square = np.sum(np.asarray(jax.jit(jax.grad(total))(vector), np.float64) ** 2, axis=-1)
+    square = np.sort(square[np.isfinite(square)])
+    if not square.size or not square.mean() > 0:
+        return 0.25
+    kept = square[: max(1, int(0.95 * square.size))].mean()
+    return float(np.clip((_dimension(layout) / kept) ** 0.5, 1e-3, 1.0))

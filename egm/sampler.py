@@ -1,0 +1,524 @@
+"""A trained sampler: states with exact weights, the evidence from both sides, saved and loaded.
+
+`egm.fit` returns a `Sampler`. Everything that it draws carries its path log-weight, so that log Z and
+expectations have no bias but that of a ratio, whatever the sampler is worth, and errors are inf where the
+weights do not determine them (`egm.importance.reliability`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import algorithms, checks, evidence, heads, importance, metrics, networks, paths, processes, random
+from egm.checkpoint import paths as folders
+from egm.pilot import Coordinates
+from egm.simulate import draw_prior, path_log_weights, simulate
+from egm.spaces import Interval, Layout, Particles, Positive, Real, Tokens
+from egm.typing import Array, Energy, Key, Moments, PyTree, State
+
+__all__ = ["Design", "Sampler", "Samples", "parts_of"]
+
+VERSION = 1
+"""Of the format of saved samplers."""
+_CHUNK = 2048
+_MIXED_FROM = 6
+"""Dimensions from which a network has channels for each coordinate."""
+
+
+class Samples(NamedTuple):
+    """States with what they weigh.
+
+    Attributes:
+      x: the user's pytree, leaves [N, *shape]. Unweighted they are the sampler's own distribution; with
+        their weights they are the target's.
+      log_weights: [N] path log-weights, whose mean weight is Z.
+      summary: `egm.metrics.PathWeightSummary` of them.
+    """
+
+    x: PyTree
+    log_weights: Array
+    summary: metrics.PathWeightSummary
+
+    @property
+    def weights(self) -> Array:
+        """[N] normalised weights."""
+        return importance.snis(self.log_weights).weights
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size as a fraction of N."""
+        return float(self.summary.ess)
+
+    @property
+    def tail_index(self) -> float:
+        """k-hat, the Pareto index of the largest weights; up to .7 the weights may be trusted."""
+        return float(self.summary.tail_index)
+
+    def expectation(self, function: Callable[[PyTree], Array]) -> tuple[Array, Array]:
+        """(mean, standard error) of an observable under the target, weighted.
+
+        Args:
+          function: of all states at once, `[N, ...] = function(x)`.
+
+        Returns:
+          (mean [...], standard error [...]); the error is inf where the weights do not determine it.
+
+        Raises:
+          ValueError: the function returns another leading size than N.
+        """
+        checks.function(function, "function")
+        return metrics.reweighted_mean(function(self.x), self.log_weights)
+
+    def resample(self, key: Key, num: int | None = None) -> PyTree:
+        """`num` (by default N) states of equal weight, drawn by weight, evenly (systematic resampling)."""
+        n = self.log_weights.shape[0]
+        num = n if num is None else checks.positive_int(num, "num")
+        place = (jnp.arange(num) + jax.random.uniform(checks.one_key(key))) / num
+        chosen = jnp.clip(jnp.searchsorted(jnp.cumsum(self.weights), place, side="right"), 0, n - 1)
+        chosen = jax.random.permutation(random.derive(key, "order"), chosen)
+        return jax.tree.map(lambda a: a[chosen], self.x)
+
+    def to_arviz(self) -> Any:
+        """An arviz data tree with the resampled states as one chain; arviz must be installed."""
+        import arviz
+
+        x = self.resample(jax.random.key(0))
+        named = x if isinstance(x, dict) else {"x": x}
+        return arviz.from_dict({"posterior": {k: np.asarray(v)[None] for k, v in named.items()}})
+
+
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What was found of a target and decided for its sampler: plain numbers, from which it is rebuilt.
+
+    Attributes:
+      layout: of the states.
+      length_scale, data_scale: s and S in the sampler's coordinates.
+      reach: sigma_max over S.
+      width, depth: of the network.
+      num_times: steps of a simulation.
+      flip: whether the network keeps the symmetry of exchanged tokens (with x -> -x on mixed states).
+    """
+
+    layout: Layout
+    length_scale: float = 1.0
+    data_scale: float = 1.0
+    reach: float = 2.5
+    width: int = 128
+    depth: int = 3
+    num_times: int = 100
+    flip: bool = False
+
+
+class Parts(NamedTuple):
+    """The library's parts of a design.
+
+    Attributes:
+      path, process, head: as `make_iteration` and `simulate` take them.
+      init, apply: of the network.
+    """
+
+    path: Any
+    process: Any
+    head: Any
+    init: Callable[[Key], PyTree]
+    apply: Callable[..., Any]
+
+
+def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
+    """Path, process, head and network of a design.
+
+    Args:
+      design: as found.
+      energy: E in the sampler's coordinates; a masked skip is taken from it where it offers one.
+      network: None for the space's own; a Flax module, or any object with `init(key, x, t)` and
+        `apply(params, x, t)`; or (params, apply).
+
+    Returns:
+      Parts.
+    """
+    layout, scale = design.layout, {"length_scale": design.length_scale, "data_scale": design.data_scale}
+    vector = tokens = None
+    if layout.num_coordinates:
+        sigma_min, sigma_max = design.length_scale, design.reach * design.data_scale
+        path = paths.VarianceExplodingPath(sigma_min, sigma_max, length_scale=sigma_min)
+        if layout.particles is not None:
+            path = paths.CenteredPath(path, layout.particles.num_particles, layout.particles.spatial_dim)
+        process = processes.DiffusionProcess(path, data_scale=design.data_scale)
+        vector = (path, process, heads.ScoreHead(path, **scale))
+    if layout.num_sites:
+        path = paths.MaskedPath(layout.vocab_size)
+        kind = processes.JumpProcess if vector is not None else processes.AnyOrderProcess
+        tokens = (path, kind(path), heads.DenoiserHead(path))
+    if vector is not None and tokens is not None:
+        head = heads.ProductHead({"x": vector[2], "h": tokens[2]})
+        process = processes.ProductProcess({"x": vector[1], "h": tokens[1]})
+        path = head.path
+    else:
+        path, process, head = vector if vector is not None else tokens
+    net = _network(design, vector[0] if vector else None, energy) if network is None else network
+    if isinstance(net, tuple):
+        params, apply = net
+        return Parts(path, process, head, lambda key: params, checks.function(apply, "network[1]"))
+    x = jax.tree.map(
+        lambda shape: jnp.zeros((1, *shape), jnp.int32 if shape == (layout.num_sites,) else float),
+        layout.joined((layout.num_coordinates,), None) if not layout.num_sites else layout.event_shape,
+        is_leaf=lambda s: isinstance(s, tuple),
+    )
+    if layout.num_coordinates and layout.num_sites:
+        x = {"x": jnp.zeros((1, layout.num_coordinates)), "h": jnp.zeros((1, layout.num_sites), jnp.int32)}
+    elif layout.num_coordinates:
+        x = jnp.zeros((1, layout.num_coordinates))
+    return Parts(path, process, head, lambda key: net.init(key, x, jnp.zeros(1)), _legal(net.apply, layout))
+
+
+def _network(design: Design, path: Any, energy: Energy) -> Any:
+    """The network of the space."""
+    layout = design.layout
+    scale = {"length_scale": design.length_scale, "data_scale": design.data_scale}
+    size = {"width": design.width, "depth": design.depth}
+    if layout.particles is not None:
+        args = (path, layout.particles.num_particles, layout.particles.spatial_dim)
+        if layout.num_sites:
+            return networks.EGNNMixed(*args, layout.vocab_size, **scale, **size)
+        return networks.EGNN(*args, **scale, **size)
+    if layout.num_coordinates and layout.num_sites:
+        return networks.MLPMixed(path, layout.vocab_size, **scale, **size, flip=design.flip)
+    if layout.num_coordinates >= _MIXED_FROM:
+        return networks.CoordinateVector(path, **scale, **size)
+    if layout.num_coordinates:
+        return networks.MLPVector(path, **scale, **size)
+    skip = getattr(energy, "masked_conditionals", None)
+    grid = layout.leaves[0].grid if len(layout.leaves) == 1 else ()
+    if len(grid) == 2 and grid[0] == grid[1]:
+        shape = {"channels": 16, "expansion": 1, "flip": design.flip, "skip": skip}
+        return networks.TorusDenoiser(grid[0], layout.vocab_size, **shape)
+    return networks.MLPDenoiser(layout.vocab_size, **size, flip=design.flip, skip=skip)
+
+
+def _legal(apply: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
+    """The network with the logits of tokens that a site does not have far below all others."""
+    sizes = layout.vocab_sizes
+    if not sizes.size or sizes.min() == layout.vocab_size:
+        return apply
+    none = np.arange(layout.vocab_size)[None] >= sizes[:, None]
+
+    def legal(params, state, t):
+        out = apply(params, state, t)
+        logits = jnp.where(none, -30.0, out["h"] if layout.num_coordinates else out)
+        return {**out, "h": logits} if layout.num_coordinates else logits
+
+    return legal
+
+
+class Sampler:
+    """A sampler of exp(-E), with exact weights. Made by `egm.fit` or `Sampler.load`.
+
+    Attributes:
+      energy: E on the user's states, batched.
+      space: the user's pytree of spaces.
+      design, coordinates, moments, params: what it is made of; `parts` are the library's own, for who
+        wants to go on by hand (`egm.simulate`, `make_iteration`).
+      log_z: log Z, the log of the integral (sum) of exp(-E) over the space.
+      log_z_error: its standard error, never below half of what separates the evidence of both sides; inf
+        where the weights say nothing.
+      ess: effective sample size of its samples as a fraction.
+      converged: whether errors are finite, no mass was found missing, and the full energy was reached.
+      reason: why not, in words.
+      evidence: `egm.evidence.Evidence`.
+      history: metrics of the training's iterations, {name: [iterations]}.
+      seconds: of the whole fit.
+    """
+
+    def __init__(
+        self,
+        energy: Callable[[PyTree], Array],
+        design: Design,
+        coordinates: Coordinates,
+        moments: Any,
+        params: PyTree,
+        *,
+        network: Any = None,
+        figures: dict[str, Any] | None = None,
+        history: dict[str, np.ndarray] | None = None,
+        evidence_: evidence.Evidence | None = None,
+    ):
+        self.energy, self.design, self.coordinates = energy, design, coordinates
+        self.moments, self.params = moments, params
+        self._canonical = coordinates.energy(design.layout.energy(energy))
+        self.parts = parts_of(design, self._canonical, network)
+        self._figures = figures or {}
+        self.history, self.evidence = history or {}, evidence_
+
+    @property
+    def space(self) -> PyTree:
+        """The user's pytree of spaces."""
+        return self.design.layout.spaces
+
+    def __getattr__(self, name: str):
+        if name in ("log_z", "log_z_error", "ess", "converged", "reason", "seconds"):
+            return self.__dict__["_figures"].get(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        ess = "?" if self.ess is None else f"{self.ess:.3f}"
+        return f"Sampler({self.space!r}, log_z={self.log_z}, log_z_error={self.log_z_error}, ess={ess})"
+
+    def generator(self, x: State, t: Array) -> Any:
+        """The marginal generator in the path's form, on the library's states."""
+        algorithm = algorithms.Weighted(self.parts.path, self.parts.head, self.parts.apply)
+        return algorithm.generator(self.params, self._canonical)(x, t)
+
+    def sample(self, key: Key, num: int, *, num_times: int | None = None) -> Samples:
+        """`num` weighted states.
+
+        Args:
+          key: a typed key.
+          num: how many.
+          num_times: steps of the simulation; by default those that `fit` has chosen. More of them cost
+            more and raise the ESS.
+
+        Returns:
+          Samples.
+        """
+        checks.one_key(key)
+        num = checks.positive_int(num, "num")
+        num_times = (
+            self.design.num_times if num_times is None else checks.positive_int(num_times, "num_times")
+        )
+        size = min(_CHUNK, num)
+        chunks = [
+            self._run(random.derive(key, f"chunk {i}"), self.params, self.moments, size, num_times)
+            for i in range(math.ceil(num / size))
+        ]
+        state, log_weights = jax.tree.map(lambda *a: jnp.concatenate(a)[:num], *chunks)
+        x, _ = self.design.layout.to_user(self.coordinates.apply(state))
+        return Samples(x, log_weights, metrics.summarize(log_weights))
+
+    def trajectory(self, key: Key, num: int, num_times: int) -> Any:
+        """`egm.Trajectory` of `num` states in the sampler's coordinates; traceable."""
+        return self._trajectory(key, self.params, self.moments, num, num_times)
+
+    def _trajectory(self, key, params, moments, num, num_times):
+        algorithm = algorithms.Weighted(self.parts.path, self.parts.head, self.parts.apply)
+        generator = algorithm.generator(params, self._canonical)
+        k_prior, k_run = random.split(key)
+        x_0 = draw_prior(
+            random.example_keys(k_prior, num), self.parts.path, self.design.layout.event_shape, moments
+        )
+        keys = random.example_keys(k_run, num)
+        return simulate(keys, self.parts.process, generator, x_0, self.parts.process.times(num_times))
+
+    @functools.cached_property
+    def _run(self):
+        @functools.partial(jax.jit, static_argnums=(3, 4))
+        def run(key, params, moments, num, num_times):
+            trajectory = self._trajectory(key, params, moments, num, num_times)
+            return trajectory.x_1, path_log_weights(self._canonical, self.parts.path, trajectory)
+
+        return run
+
+    def log_prob(self, x: PyTree) -> Array:
+        """[N] the target's normalised log-density, -E(x) - log Z, at the user's states [N, ...]."""
+        return -checks.wide(self.energy(x)) - self.log_z
+
+    def report(self) -> str:
+        """What was found and how far it may be trusted, as a table in text."""
+        d = self.design
+        rows = [
+            ("space", repr(self.space)),
+            ("dimensions", _sizes(d.layout)),
+            ("log Z", f"{self.log_z:.5g} +- {self.log_z_error:.2g}"),
+            ("ESS", f"{self.ess:.3f} of the samples"),
+            ("converged", "yes" if self.converged else f"no: {self.reason}"),
+            ("iterations", str(len(self.history.get("ess", ())))),
+            ("steps a sample", str(d.num_times)),
+            ("finest length / width", f"{d.length_scale / d.data_scale:.3g}"),
+            ("seconds", f"{self.seconds:.0f}"),
+        ]
+        if self.evidence is not None:
+            rows.append(("other side", evidence.message(self.evidence)))
+        return "\n".join(f"{name:<22} {value}" for name, value in rows)
+
+    def plot(self, key: Key | None = None, num: int = 2000) -> Any:
+        """A figure of the first coordinates' weighted histograms and of the training; needs matplotlib."""
+        from matplotlib import pyplot
+
+        draw = self.sample(jax.random.key(0) if key is None else key, num)
+        flat = np.concatenate([np.asarray(a).reshape(num, -1) for a in jax.tree.leaves(draw.x)], axis=1)
+        shown = min(flat.shape[1], 5)
+        figure, axes = pyplot.subplots(
+            1, shown + 1, figsize=(2.6 * (shown + 1), 2.6), constrained_layout=True
+        )
+        for i, axis in enumerate(axes[:-1]):
+            axis.hist(flat[:, i], bins=50, weights=np.asarray(draw.weights), density=True, color="#4477aa")
+            axis.set_xlabel(f"coordinate {i}")
+        axes[-1].plot(self.history.get("ess", []), color="#aa3377")
+        axes[-1].set_xlabel("iteration")
+        axes[-1].set_ylabel("ESS")
+        axes[-1].set_ylim(0, 1)
+        return figure
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write everything but the energy and a network of the user's own into a new folder.
+
+        Arrays by orbax, the rest as JSON; nothing is pickled.
+
+        Raises:
+          ValueError: the folder exists and is not empty. TypeError: a space of the user's own.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        root = folders.resolve(folder)
+        if os.path.isdir(root) and os.listdir(root):
+            raise ValueError(f"folder must be new or empty, got {root}")
+        folders.make(root)
+        spaces = [_plain_space(leaf) for leaf in self.design.layout.leaves]
+        fields = {
+            f.name: getattr(self.design, f.name) for f in dataclasses.fields(Design) if f.name != "layout"
+        }
+        about = {
+            "version": VERSION,
+            "spaces": spaces,
+            "structure": _structure(self.space),
+            "design": fields,
+            "log_det": self.coordinates.log_det,
+            "figures": {k: _plain(v) for k, v in self._figures.items()},
+            "evidence": None if self.evidence is None else [_plain(v) for v in self.evidence],
+            "history": {k: np.asarray(v).tolist() for k, v in self.history.items()},
+        }
+        arrays = {
+            "params": self.params,
+            "moments": [np.asarray(a) for a in jax.tree.leaves(self.moments)] or [np.zeros(0)],
+            "center": np.asarray(self.coordinates.center).reshape(-1),
+            "matrix": np.atleast_1d(np.asarray(self.coordinates.matrix, np.float64)),
+        }
+        ocp.save(os.path.join(root, "arrays"), arrays)
+        with open(os.path.join(root, "sampler.json"), "w", encoding="utf-8") as file:
+            json.dump(about, file)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        energy: Callable[[PyTree], Array],
+        *,
+        network: Any = None,
+        batched: bool | None = None,
+    ) -> Sampler:
+        """A saved sampler, on any number of devices.
+
+        Args:
+          folder: as saved.
+          energy: E as it was given to `egm.fit`.
+          network: that given to `egm.fit`, where one was.
+          batched: as for `egm.fit`.
+
+        Raises:
+          ValueError: the folder holds no sampler, or one of another format.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        from egm.batching import batched_energy
+
+        root = folders.resolve(folder)
+        try:
+            with open(os.path.join(root, "sampler.json"), encoding="utf-8") as file:
+                about = json.load(file)
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
+            raise ValueError(f"folder must hold a saved sampler, got {root}: {error}") from error
+        if about.get("version") != VERSION:
+            raise ValueError(f"the sampler in {root} has format {about.get('version')}, this is {VERSION}")
+        leaves = iter([_KINDS[s.pop("kind")](**_tuples(s)) for s in about["spaces"]])
+        layout = Layout(_rebuilt(about["structure"], leaves))
+        design = Design(layout, **about["design"])
+        with np.errstate(all="ignore"):
+            arrays = ocp.load(os.path.join(root, "arrays"))
+        arrays = jax.tree.map(np.asarray, arrays)
+        matrix = arrays["matrix"] if arrays["matrix"].ndim == 2 else float(arrays["matrix"][0])
+        coordinates = Coordinates(layout, arrays["center"], matrix, about["log_det"])
+        function = batched_energy(energy, layout, batched)
+        found = cls(
+            function,
+            design,
+            coordinates,
+            None,
+            arrays["params"],
+            network=network,
+            figures=about["figures"],
+            history={k: np.asarray(v) for k, v in about["history"].items()},
+            evidence_=None
+            if about["evidence"] is None
+            else evidence.Evidence(*map(np.asarray, about["evidence"])),
+        )
+        found.moments = _moments(layout, arrays["moments"])
+        return found
+
+
+def _moments(layout: Layout, leaves: Any) -> Any:
+    """The moments in the path's form of their arrays."""
+    if not layout.num_coordinates:
+        return None
+    values = list(leaves.values()) if isinstance(leaves, dict) else list(leaves)
+    vector = Moments(*(jnp.asarray(a, float) for a in values))
+    return layout.joined(vector, None)
+
+
+_KINDS = {kind.__name__: kind for kind in (Real, Positive, Interval, Tokens, Particles)}
+
+
+def _plain_space(space: Any) -> dict[str, Any]:
+    kind = type(space).__name__
+    if kind not in _KINDS or _KINDS[kind] is not type(space):
+        raise TypeError(f"only the spaces of egm.spaces can be saved, got {space!r:.80}")
+    return {"kind": kind} | {f.name: getattr(space, f.name) for f in dataclasses.fields(space)}
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+
+
+def _structure(tree: PyTree) -> Any:
+    """Dicts, lists and tuples of a pytree of spaces as plain data, None where a space stands."""
+    if isinstance(tree, dict):
+        return {"dict": {k: _structure(v) for k, v in tree.items()}}
+    if type(tree) in (list, tuple):
+        return {type(tree).__name__: [_structure(v) for v in tree]}
+    if dataclasses.is_dataclass(tree):
+        return None
+    raise TypeError(f"only dicts, lists and tuples of spaces can be saved, got {tree!r:.80}")
+
+
+def _rebuilt(structure: Any, leaves: Any) -> PyTree:
+    """The pytree of a plain structure, its leaves taken in the order of `jax.tree.leaves`."""
+    if structure is None:
+        return next(leaves)
+    ((kind, inside),) = structure.items()
+    if kind == "dict":
+        return {k: _rebuilt(inside[k], leaves) for k in sorted(inside)}
+    parts = [_rebuilt(v, leaves) for v in inside]
+    return parts if kind == "list" else tuple(parts)
+
+
+def _plain(value: Any) -> Any:
+    value = np.asarray(value).item() if not isinstance(value, str | type(None)) else value
+    return value
+
+
+def _sizes(layout: Layout) -> str:
+    parts = []
+    if layout.num_coordinates:
+        parts.append(f"{layout.num_coordinates} numbers")
+    if layout.num_sites:
+        parts.append(f"{layout.num_sites} tokens of {layout.vocab_size}")
+    return ", ".join(parts)

@@ -1,0 +1,198 @@
+"""`egm.fit` on problems with exact answers, small: results, errors, saving, refusals."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import integrate
+
+import egm
+from egm import evidence, pilot
+from egm.spaces import Interval, Layout, Positive, Real, Tokens
+from egm.typing import Moments
+
+SPACE = {"rate": Positive(), "share": Interval(-1.0, 1.0), "kind": Tokens((), 3)}
+
+
+def log_density(s):
+    """Of one state: a gamma rate, a share whose tilt hangs on the kind."""
+    tilt = (s["kind"] - 1.0) * 2.0
+    return 2.0 * jnp.log(s["rate"]) - 1.5 * s["rate"] + tilt * s["share"] - 0.3 * s["kind"]
+
+
+def exact():
+    """(log Z, mean rate, P(kind = 2), mean share)."""
+    gamma = math.gamma(3.0) / 1.5**3
+    kinds = np.arange(3)
+    inside = [integrate.quad(lambda u, k=k: np.exp(2 * (k - 1) * u), -1, 1)[0] for k in kinds]
+    first = [integrate.quad(lambda u, k=k: u * np.exp(2 * (k - 1) * u), -1, 1)[0] for k in kinds]
+    mass = np.exp(-0.3 * kinds) * inside
+    return (
+        math.log(gamma * mass.sum()),
+        3.0 / 1.5,
+        mass[2] / mass.sum(),
+        (np.exp(-0.3 * kinds) * first).sum() / mass.sum(),
+    )
+
+
+@pytest.fixture(scope="module")
+def sampler():
+    told = []
+    found = egm.fit(
+        jax.random.key(0), log_density=log_density, space=SPACE, iterations=8, callback=told.append,
+        progress=False,
+    )  # fmt: skip
+    assert len(told) == len(found.history["ess"]) <= 8
+    return found
+
+
+def test_log_z_and_means_are_exact(sampler):
+    log_z, rate, kind, share = exact()
+    assert sampler.converged, sampler.reason
+    assert abs(sampler.log_z - log_z) < 4 * sampler.log_z_error < 0.2
+    draw = sampler.sample(jax.random.key(1), 5000)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), draw.x) == {
+        "rate": ((5000,), jnp.float32), "share": ((5000,), jnp.float32), "kind": ((5000,), jnp.int32)
+    }  # fmt: skip
+    for function, wanted in (
+        (lambda x: x["rate"], rate),
+        (lambda x: x["kind"] == 2, kind),
+        (lambda x: x["share"], share),
+    ):
+        mean, error = draw.expectation(function)
+        assert abs(mean - wanted) < 4 * error < 0.3
+    assert draw.ess > 0.3
+    assert abs(jnp.sum(draw.weights) - 1) < 1e-4
+
+
+def test_resampled_states_have_the_targets_mean(sampler):
+    _, rate, _, _ = exact()
+    x = sampler.sample(jax.random.key(2), 4000).resample(jax.random.key(3), 3000)
+    # The variance of a gamma of shape 3 and rate 1.5 is 4/3; the ESS is at least half.
+    assert abs(jnp.mean(x["rate"]) - rate) < 4 * math.sqrt(4 / 3 / 1500)
+
+
+def test_what_is_saved_is_what_is_loaded(sampler, tmp_path):
+    sampler.save(tmp_path / "sampler")
+    json.loads((tmp_path / "sampler" / "sampler.json").read_text())
+    loaded = egm.Sampler.load(tmp_path / "sampler", lambda s: -log_density(s))
+    here, there = (s.sample(jax.random.key(4), 50) for s in (sampler, loaded))
+    for a, b in zip(jax.tree.leaves(here), jax.tree.leaves(there), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    assert loaded.log_z == sampler.log_z
+    assert loaded.report() == sampler.report()
+    assert loaded.space == SPACE
+    with pytest.raises(ValueError, match="new or empty"):
+        sampler.save(tmp_path / "sampler")
+    with pytest.raises(ValueError, match="must hold a saved sampler"):
+        egm.Sampler.load(tmp_path, lambda s: -log_density(s))
+
+
+def test_the_report_is_a_table(sampler):
+    text = sampler.report()
+    assert "log Z" in text
+    assert "converged" in text
+    assert "yes" in text
+
+
+def test_log_prob_is_normalised(sampler):
+    x = {"rate": jnp.array([1.0]), "share": jnp.array([0.2]), "kind": jnp.array([1])}
+    wanted = log_density(jax.tree.map(lambda a: a[0], x)) - exact()[0]
+    assert abs(sampler.log_prob(x)[0] - wanted) < 4 * sampler.log_z_error
+
+
+def test_interrupted_it_returns_what_it_has():
+    def stop(values):
+        raise KeyboardInterrupt
+
+    found = egm.fit(jax.random.key(0), lambda x: -2.0 * (x == jnp.roll(x, 1, -1)).sum(-1),
+                    Tokens(4, 2), callback=stop, progress=False)  # fmt: skip
+    assert not found.converged
+    assert "interrupted" in found.reason
+    # A ring of four spins: each bond is 2 where equal; Z is the trace of the transfer matrix's power.
+    exact_z = np.log(np.trace(np.linalg.matrix_power(np.array([[np.exp(2.0), 1], [1, np.exp(2.0)]]), 4)))
+    assert abs(found.log_z - exact_z) < 4 * found.log_z_error or not np.isfinite(found.log_z_error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"energy": lambda x: -0.5 * jnp.sum(x**2), "space": Real(2)}, "log-density passed"),
+        ({"energy": lambda x: jnp.sum(jnp.cos(x)), "space": Real(2)}, "Circle"),
+        ({"energy": lambda x: x[0] ** 2, "space": Real(2)}, "hardly depends on coordinate 1"),
+        ({"energy": lambda x: jnp.sum(x) * jnp.nan, "space": Real(2)}, "NaN"),
+        ({"energy": lambda x: jnp.sum(x**2)}, "space is needed"),
+        ({"space": Real(2)}, "energy and log_density"),
+        ({"energy": 3, "space": Real(2)}, "energy must be callable"),
+        ({"energy": lambda x: x, "space": Real(2)}, "one number a state"),
+        ({"energy": lambda x: jnp.sum(x**2), "space": Real(2), "seconds": -1}, "seconds"),
+        ({"energy": lambda x: jnp.sum(x**2), "space": Real(2), "ess_target": 2}, "ess_target"),
+        ({"energy": lambda x: jnp.sum(x**2), "space": Real(2), "iterations": 0}, "iterations"),
+        ({"energy": lambda x: jnp.sum(x**2), "space": Real(2), "optimizer": "adam"}, "optimizer"),
+    ],
+)
+def test_what_is_refused(arguments, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        egm.fit(jax.random.key(0), progress=False, **arguments)
+
+
+def test_heavy_tails_are_no_reason_to_refuse():
+    """A Cauchy density falls as r^-2 in one dimension: a density, if only just."""
+    layout = Layout(Real())
+    energy = layout.energy(lambda x: jnp.log1p(x**2))
+    found = pilot.explore(jax.random.key(0), energy, layout, num_chains=64)
+    moved = found.coordinates.energy(energy)
+    egm.fitting._check_proper(jax.random.key(0), moved, layout, 300.0, 3000.0, 1.0)
+    with pytest.raises(ValueError, match="must grow"):
+        flatter = layout.energy(lambda x: 0.45 * jnp.log1p(x**2))
+        egm.fitting._check_proper(jax.random.key(0), flatter, layout, 300.0, 3000.0, 1.0)
+
+
+def test_the_pilot_makes_the_target_standard():
+    rng = np.random.default_rng(0)
+    root = rng.normal(size=(6, 6)) * 10.0 ** rng.uniform(-2, 2, 6)
+    center = rng.normal(size=6) * 30
+    precision = jnp.asarray(np.linalg.inv(root @ root.T), float)
+    layout = Layout(Real(6))
+    energy = layout.energy(
+        jax.vmap(lambda x: 0.5 * jnp.einsum("i,ij,j->", x - center, precision, x - center))
+    )
+    found = pilot.explore(jax.random.key(0), energy, layout, num_chains=128)
+    truth = 3 * np.log(2 * np.pi) + np.linalg.slogdet(root)[1]
+    assert abs(np.median(found.log_z) - truth) < 1
+    matrix = found.coordinates.matrix
+    inside = np.linalg.solve(matrix.T, (root @ root.T)) @ np.linalg.inv(matrix)
+    # Some hundred effective states of each of 12 populations: within a half of one in every direction.
+    assert np.all(np.abs(np.linalg.eigvalsh((inside + inside.T) / 2) - 1) < 0.5)
+    shift = np.linalg.solve(matrix.T, found.coordinates.center - center)
+    assert np.linalg.norm(shift) < 0.5
+    assert 0.7 < found.length_scale <= 1
+
+
+def test_moved_states_stay_distributed_as_the_target():
+    """Two normals of mass .3 and .7: exact states remain so, and states that were none become so."""
+    path = egm.paths.VarianceExplodingPath(1.0, 10.0)
+    logits = jnp.log(jnp.array([[0.3, 0.7]]))
+    means = jnp.array([-1.5, 1.5])
+
+    def energy(x):
+        return -jax.nn.logsumexp(logits - 0.5 * (x - means[None]) ** 2, axis=-1)
+
+    k_part, k_noise, k_move = jax.random.split(jax.random.key(0), 3)
+    n = 4096
+    part = jax.random.bernoulli(k_part, 0.7, (n, 1))
+    x = means[part.astype(int)] + jax.random.normal(k_noise, (n, 1))
+    start = Moments(jnp.zeros(1), jnp.full(1, 4.0))
+    mean, second = 0.6, 1 + 1.5**2
+    deviation = math.sqrt(second - mean**2)
+    for states, rounds in ((x, 5), (jnp.full((n, 1), 1.5) + 0.1 * x, 60)):
+        y, e = evidence.moved(k_move, energy, path, states, start, num_rounds=rounds)
+        np.testing.assert_allclose(e, energy(y), rtol=1e-5)
+        # Chains that share differences are not quite independent: four errors of a quarter of them.
+        assert abs(jnp.mean(y) - mean) < 4 * deviation / math.sqrt(n / 4)
+        assert abs(jnp.mean(y**2) - second) < 4 * 4 / math.sqrt(n / 4)
+    with pytest.raises(ValueError, match="even number"):
+        evidence.moved(k_move, energy, path, x[:5], start)
