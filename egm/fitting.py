@@ -242,37 +242,49 @@ class _Training:
             reference=self._reference,
         )
         self._step = jax.jit(step, donate_argnums=1)
-        self._move = jax.jit(
-            lambda k, x: evidence.moved(
-                k, energy, parts.path, x, self._reference, num_rounds=_ROUNDS, gradient=found.smooth
-            )
-        )
+        self._chains = jax.jit(self._refresh, donate_argnums=(1, 2))
 
     def start(self, params: PyTree) -> iteration.IterationState:
-        """The state with the chains' states in the buffer."""
-        state, found = self._init(params), self._found
-        x = jax.tree.map(jnp.asarray, found.states)
-        return self._filled(state, x, jnp.asarray(found.energies, float))
-
-    def _refreshed(self, key, state, held):
-        """(state with the chains' states alone in the buffer, moved by kernels that keep exp(-E); those)."""
-        x, energy = self._move(key, held)
-        empty = buffer.init(self._capacity, jax.tree.map(lambda a: a[0], state.buffer.items))
-        return self._filled(state._replace(buffer=empty), x, energy), x
-
-    def _filled(self, state, x, energy):
-        """Adds the chains' states: each stands for its population's Z / C, wherever moves have carried it."""
+        """The state with the chains' states in the buffer: each stands for its population's Z / C."""
         found = self._found
+        weights = found.log_shares + np.log(len(found.log_shares) / found.log_z.size)
+        x, energy = jax.tree.map(jnp.asarray, found.states), jnp.asarray(found.energies, float)
+        return self._added(self._init(params), x, energy, jnp.asarray(weights, float))
+
+    def _refresh(self, key, state, held):
+        """(state with as many of the chains' states more as a generation has, the chains' states).
+
+        They are drawn by what they stand for and moved by kernels that keep exp(-E), so that each of
+        them stands for the same share of Z, and none is learned by heart.
+        """
+        k_draw, k_move = jax.random.split(key)
+        shares = jnp.asarray(self._found.log_shares, float)
+        place = (jnp.arange(self._num) + jax.random.uniform(k_draw)) / self._num
+        total = jnp.cumsum(jnp.exp(shares - jnp.max(shares)))
+        chosen = jnp.clip(jnp.searchsorted(total, place * total[-1], side="right"), 0, len(shares) - 1)
+        drawn = jax.tree.map(lambda a: a[chosen], held)
+        x, energy = evidence.moved(
+            k_move,
+            self._energy,
+            self._path,
+            drawn,
+            self._reference,
+            num_rounds=_ROUNDS,
+            gradient=self._found.smooth,
+        )
+        held = jax.tree.map(lambda a, b: a.at[chosen].set(b), held, x)
+        log_z = jax.nn.logsumexp(shares) - np.log(self._found.log_z.size)
+        return self._added(state, x, energy, jnp.full(self._num, log_z)), held
+
+    def _added(self, state, x, energy, log_weights):
+        """The state with weighted states of the full energy in the buffer."""
         reference = jnp.zeros(energy.shape)
         if self._reference is not None:
             reference = self._path.reference_energy(x, self._reference)
-        # E of one state of a population is its Z / C in the mean over populations.
-        shares = jnp.asarray(found.log_shares + np.log(len(found.log_shares) / found.log_z.size), float)
-        items = Item(x, energy, reference, shares + energy)
+        items = Item(x, energy, reference, log_weights + energy)
         valid = jnp.isfinite(items.log_path) & jnp.isfinite(energy)
         safe = lambda a: jnp.where(valid.reshape(-1, *[1] * (a.ndim - 1)), a, jnp.zeros((), a.dtype))
-        items = jax.tree.map(safe, items)
-        return state._replace(buffer=buffer.add(state.buffer, items, valid))
+        return state._replace(buffer=buffer.add(state.buffer, jax.tree.map(safe, items), valid))
 
     def run(self, key, state, budget, callback, say):
         """(state, history, why it stopped before it was done)."""
@@ -291,7 +303,7 @@ class _Training:
                     history.setdefault(name, []).append(value)
                 rule.heard(values)
                 if rule.needs_chains():
-                    state, held = self._refreshed(random.derive(key, f"moves {rule.count}"), state, held)
+                    state, held = self._chains(random.derive(key, f"moves {rule.count}"), state, held)
                 if callback is not None:
                     callback(values)
                 say.often(
