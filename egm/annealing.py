@@ -17,6 +17,16 @@ from egm import buffer as buffers
 from egm import importance
 from egm.typing import Array, Energy, State
 
+__all__ = [
+    "LEVELS",
+    "AnnealedEnergy",
+    "Item",
+    "LevelRule",
+    "annealed_log_weights",
+    "choose_level",
+    "cut_largest",
+]
+
 
 class AnnealedEnergy(NamedTuple):
     """scale * E + (1 - scale) * reference: the energy on its way from a known one; scale may be traced.

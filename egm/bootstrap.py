@@ -19,6 +19,16 @@ from egm import checks, collectives, random
 from egm.paths.local import flat_call, with_tokens
 from egm.typing import Array, Energy, Key, LocalPath, ModelFn, Path, State
 
+__all__ = [
+    "LocalGenerator",
+    "boundary",
+    "intermediate_time",
+    "local_target",
+    "num_local_states",
+    "relative_boundary",
+    "terminal",
+]
+
 
 def intermediate_time(t: Array, step: float) -> Array:
     """The time up to which a bootstrapped estimate looks ahead.

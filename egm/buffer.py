@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from egm import checks
 from egm.typing import Array
 
+__all__ = ["Buffer", "add", "draw", "filled", "init", "sample"]
+
 
 class Buffer(NamedTuple):
     """State of a buffer of capacity C.

@@ -12,6 +12,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = [
+    "as_array",
+    "below_one",
+    "bool_vector",
+    "center",
+    "concrete",
+    "finite_float",
+    "flag",
+    "float_array",
+    "function",
+    "instance",
+    "integer_array",
+    "key_array",
+    "model_output",
+    "not_empty",
+    "number",
+    "one_key",
+    "positive_float",
+    "positive_int",
+    "time",
+    "time_order",
+    "time_pair",
+    "tokens",
+    "unit_interval",
+    "vector",
+    "wide",
+]
+
 
 def concrete(value: Any) -> np.ndarray | None:
     """The value as a numpy array, or None where it is traced, lives on other processes or is a key."""

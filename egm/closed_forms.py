@@ -16,6 +16,8 @@ from egm.paths.gaussian import GaussianPath
 from egm.target import TargetScale
 from egm.typing import Array, Energy, ModelFn
 
+__all__ = ["energy_log_marginal", "gaussian_log_marginal"]
+
 
 def gaussian_log_marginal(
     path: GaussianPath,

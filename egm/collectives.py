@@ -15,6 +15,21 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
+__all__ = [
+    "DATA",
+    "all_gather",
+    "axis_index",
+    "axis_size",
+    "merge",
+    "pmax",
+    "pmean",
+    "psum",
+    "split",
+    "unmerge",
+    "varying_like",
+    "whole",
+]
+
 DATA = "data"
 """Name of the mesh axis along which `split` lays examples."""
 

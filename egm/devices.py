@@ -19,6 +19,17 @@ from jax.sharding import PartitionSpec as P
 from egm import checks, collectives
 from egm.typing import Array, PyTree
 
+__all__ = [
+    "Step",
+    "data_mesh",
+    "from_processes",
+    "jit_step",
+    "kernel_spec",
+    "pmap_step",
+    "put",
+    "shard_map_step",
+]
+
 DATA, MODEL = collectives.DATA, "model"
 """Names of the mesh axes: examples, chains and simulations are split along DATA, parameters along MODEL."""
 

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from egm import checks
 from egm.typing import Array
 
+__all__ = ["denoiser_kl", "exponential", "itakura_saito", "rate_kl", "squared_error"]
+
 
 def squared_error(target: Array, prediction: Array) -> Array:
     """Bregman divergence of ||.||^2, for velocities and scores.

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from egm import checks, collectives, importance, random
 from egm.typing import Array, Estimate, Key, ModelFn, Path, State
 
+__all__ = ["BLOCK", "check_chunk_size", "estimate"]
+
 BLOCK = 128
 """Samples drawn from one key: `num_samples` is cut into blocks of this size, whatever holds them."""
 

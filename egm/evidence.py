@@ -35,6 +35,8 @@ from egm.paths import MaskedPath, ProductPath
 from egm.simulate import path_log_weights, simulate_reverse
 from egm.typing import Array, Energy, Key, ModelFn, Path, Process, State, Trajectory
 
+__all__ = ["Chains", "Evidence", "check", "from_states", "message", "moved", "tempered_chains", "two_sided"]
+
 _NUM_WIDTHS = 3
 _NUM_STARTS = 64  # rounds of draws of starts at most
 _NUM_LAST = 2  # levels at b = 1 after the full energy is reached

@@ -251,7 +251,7 @@ class _Training:
         x, energy = jax.tree.map(jnp.asarray, found.states), jnp.asarray(found.energies, float)
         return self._added(self._init(params), x, energy, jnp.asarray(weights, float))
 
-    def _refresh(self, key, state, held):
+    def _refresh(self, key, state, held, ess):
         """(state with as many of the chains' states more as a generation has, the chains' states).
 
         They are drawn by what they stand for and moved by kernels that keep exp(-E), so that each of
@@ -274,6 +274,8 @@ class _Training:
         )
         held = jax.tree.map(lambda a, b: a.at[chosen].set(b), held, x)
         log_z = jax.nn.logsumexp(shares) - np.log(self._found.log_z.size)
+        # Two unbiased estimates are best added by their precision, which the ESS is a measure of.
+        log_z = log_z + jnp.log(jnp.maximum(_OWN_ESS / jnp.maximum(ess, 1e-4), 1.0))
         return self._added(state, x, energy, jnp.full(self._num, log_z)), held
 
     def _added(self, state, x, energy, log_weights):
@@ -303,7 +305,8 @@ class _Training:
                     history.setdefault(name, []).append(value)
                 rule.heard(values)
                 if rule.needs_chains():
-                    state, held = self._chains(random.derive(key, f"moves {rule.count}"), state, held)
+                    k_moves = random.derive(key, f"moves {rule.count}")
+                    state, held = self._chains(k_moves, state, held, report["ess"])
                 if callback is not None:
                     callback(values)
                 say.often(

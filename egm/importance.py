@@ -16,6 +16,23 @@ import jax.numpy as jnp
 from egm import checks, collectives
 from egm.typing import SNIS, Array
 
+__all__ = [
+    "MAX_TAIL_INDEX",
+    "MIN_EFFECTIVE_NUMBER",
+    "Reliability",
+    "Running",
+    "clipped_probabilities",
+    "log_mean_exp",
+    "nonfinite",
+    "reliability",
+    "running_chunk",
+    "running_collect",
+    "running_empty",
+    "running_finish",
+    "running_merge",
+    "snis",
+]
+
 
 def nonfinite(log_weights: Array) -> Array:
     """Boolean mask of the log-weights that are no weights: NaN and +inf (an energy of NaN or -inf)."""

@@ -30,6 +30,8 @@ from egm.annealing import (
 from egm.simulate import draw_prior, path_log_weights, simulate
 from egm.typing import Algorithm, Array, Energy, Key, Path, Process, PyTree, State
 
+__all__ = ["IterationConfig", "IterationState", "make_iteration"]
+
 _NUM_PROBED = 32
 """States of the buffer around which an iteration asks whether the energy is smooth."""
 

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from egm import checks, divergences
 from egm.typing import Array, Estimate
 
+__all__ = ["generator_loss", "log_marginal_loss"]
+
 
 def generator_loss(divergence: Callable[[Array, Array], Array], estimate: Estimate, output: Array) -> Array:
     """Loss of a model's generator against an estimate of it.

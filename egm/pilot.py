@@ -27,6 +27,8 @@ __all__ = ["Coordinates", "Found", "explore"]
 _MOST_WHITENED = 128
 """Dimensions up to which a covariance is estimated and divided out."""
 _ENERGY_RANGE = 10.0
+_AGREE = 1.0
+"""Spread of log Z over the populations below which one kind of start is enough."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -153,7 +155,7 @@ def explore(
         laplace = _laplace(energy, layout, minima)
         say("tempered chains")
         runs.append((_run(k_chains, laplace, energy, layout, num_chains, num_groups, True), laplace))
-    if minima is None or layout.particles is None:
+    if not (runs and _agree(runs[0][0].log_z)) and (minima is None or layout.particles is None):
         radius = 10.0 if minima is None else max(minima.radius, minima.extent)
         wide = _isotropic(
             layout, np.zeros(layout.num_coordinates) if minima is None else minima.center, radius
@@ -161,6 +163,11 @@ def explore(
         say("tempered chains from afar")
         runs.append((_run(k_wide, wide, energy, layout, num_chains, num_groups, smooth), wide))
     return _found(identity, energy, runs, None, 0 if minima is None else len(minima.energies), smooth)
+
+
+def _agree(log_z: np.ndarray) -> bool:
+    """Whether populations of all widths tell one log Z, so that chains from elsewhere would add nothing."""
+    return bool(np.all(np.isfinite(log_z)) and np.ptp(log_z) < _AGREE)
 
 
 def _identity(layout: Layout) -> Coordinates:

@@ -20,6 +20,8 @@ import numpy as np
 
 from egm import checks, collectives
 
+__all__ = ["categorical", "derive", "example_keys", "per_example", "split"]
+
 
 def example_keys(key: jax.Array, batch_size: int, axis_name: str | None = None) -> jax.Array:
     """One key an example.

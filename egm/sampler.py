@@ -26,7 +26,7 @@ from egm.simulate import draw_prior, path_log_weights, simulate
 from egm.spaces import Interval, Layout, Particles, Positive, Real, Tokens
 from egm.typing import Array, Energy, Key, Moments, PyTree, State
 
-__all__ = ["Design", "Sampler", "Samples", "parts_of"]
+__all__ = ["Design", "Parts", "Sampler", "Samples", "parts_of"]
 
 VERSION = 1
 """Of the format of saved samplers."""

@@ -18,6 +18,8 @@ import optax
 from egm import checks, random
 from egm.typing import Array, Energy, Key, State
 
+__all__ = ["Scales", "find_scales"]
+
 _REACH = 2.5  # extents from the centre beyond which the beginning of annealing would lose a minimum
 
 

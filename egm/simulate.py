@@ -18,6 +18,8 @@ import numpy as np
 from egm import checks, collectives, random, summation
 from egm.typing import Array, Energy, Key, ModelFn, Path, PriorDraw, Process, State, Trajectory
 
+__all__ = ["draw_prior", "path_log_weights", "simulate", "simulate_reverse"]
+
 
 def draw_prior(key: Key, path: Path, shape: Any, moments: Any = None) -> PriorDraw:
     """States at the first time together with the density that they were drawn from.

@@ -18,6 +18,8 @@ import numpy as np
 from egm import checks
 from egm.typing import Array, Energy
 
+__all__ = ["NUM_EVALUATIONS", "Probe", "is_smooth", "probe_segments"]
+
 _PIECES, _FINER, _ROUNDS = 32, 8, 4
 _OFFSETS = (1 / 16, 1 / 128, 1 / 1024, 1 / 8192, 1 / 65536)
 

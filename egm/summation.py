@@ -12,6 +12,8 @@ import jax.numpy as jnp
 
 from egm.typing import Array
 
+__all__ = ["Sum", "add", "finish", "start"]
+
 
 class Sum(NamedTuple):
     """A running sum, high + low.

@@ -18,6 +18,16 @@ import optax
 from egm import checks, collectives
 from egm.typing import Array, Key, PyTree
 
+__all__ = [
+    "LossFn",
+    "TrainState",
+    "average",
+    "check_optimizer",
+    "init_train_state",
+    "make_train_step",
+    "scan_steps",
+]
+
 LossFn = Callable[..., tuple[Array, dict[str, Array]]]
 """`loss, metrics = fn(params, target_params, key, batch)`, loss a scalar mean over the local batch."""
 

@@ -11,6 +11,31 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
+__all__ = [
+    "ENERGY_OFFERS",
+    "SNIS",
+    "Algorithm",
+    "Apply",
+    "Array",
+    "Energy",
+    "EnergyWithHint",
+    "EnergyWithSites",
+    "Estimate",
+    "Gaussian",
+    "Head",
+    "Key",
+    "LocalPath",
+    "ModelFn",
+    "Moments",
+    "Path",
+    "PriorDraw",
+    "Process",
+    "PyTree",
+    "RelaxedEnergy",
+    "State",
+    "Trajectory",
+]
+
 Array = jax.Array
 
 

@@ -6,6 +6,7 @@ of the library does. The core imports the seven dependencies and the standard li
 """
 
 import ast
+import importlib
 import importlib.util
 import pathlib
 import sys
@@ -164,6 +165,27 @@ def test_catches_a_private_name():
     assert private_imports("egm.heads.score", "from egm.networks._features import Features")
     assert private_imports("egm.iteration", "from egm.paths.masked import _safe")
     assert not private_imports("egm.networks.mixed", "from egm.networks._features import Features")
+
+
+def shown_and_defined(module, source):
+    """(the names in `__all__`, None without one; the public functions and classes that a module defines)."""
+    shown, defined = None, set()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+            defined.add(node.name)
+        elif isinstance(node, ast.Assign) and [ast.unparse(t) for t in node.targets] == ["__all__"]:
+            shown = set(ast.literal_eval(node.value))
+    return shown, defined
+
+
+@pytest.mark.parametrize("module", [m for m in SOURCES if "._" not in m])
+def test_a_public_module_shows_its_own_names(module):
+    shown, defined = shown_and_defined(module, SOURCES[module].read_text())
+    assert shown is not None, f"{module} has no __all__"
+    defined -= {"__getattr__", "__dir__"}
+    assert defined <= shown, f"{module} defines {sorted(defined - shown)} and does not show them"
+    loaded = importlib.import_module(module)
+    assert all(hasattr(loaded, name) for name in shown)
 
 
 def test_both_packages_are_read():

@@ -13,6 +13,8 @@ from egm.algorithms._shared import check_fields, check_samples, compare, estimat
 from egm.estimators import estimate
 from egm.typing import Apply, Energy, Head, ModelFn, Path, PyTree
 
+__all__ = ["Bootstrap"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:

@@ -10,6 +10,8 @@ from egm import bootstrap, checks, losses, random
 from egm.algorithms._shared import check_fields, with_skip
 from egm.typing import Apply, Array, Energy, ModelFn, Path, PyTree
 
+__all__ = ["LocalBootstrap"]
+
 
 @dataclasses.dataclass(frozen=True)
 class LocalBootstrap:

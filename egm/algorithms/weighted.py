@@ -11,6 +11,8 @@ from egm import checks, random
 from egm.algorithms._shared import check_fields, compare
 from egm.typing import Apply, Array, Energy, Head, Key, ModelFn, Path, PyTree, State
 
+__all__ = ["Weighted"]
+
 
 @dataclasses.dataclass(frozen=True)
 class Weighted:

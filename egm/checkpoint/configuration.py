@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
+__all__ = ["first_difference", "plain"]
+
 
 def plain(value: Any, path: str = "configuration") -> Any:
     """A configuration as JSON-like data.

@@ -25,6 +25,8 @@ from egm.checkpoint import configuration as configurations
 from egm.checkpoint import paths as folders
 from egm.typing import PyTree
 
+__all__ = ["VERSION", "Checkpoints"]
+
 VERSION = 1
 """Of the format; a checkpoint of another one is refused."""
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
+__all__ = ["Claim", "is_local", "make", "resolve", "steps"]
+
 try:
     import fcntl
 except ImportError:  # not on Windows

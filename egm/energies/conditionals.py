@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from egm import checks, collectives
 from egm.typing import ENERGY_OFFERS, Array, Energy, State
 
+__all__ = ["WithConditionals"]
+
 
 @dataclasses.dataclass(frozen=True)
 class WithConditionals:

@@ -14,6 +14,8 @@ from egm import checks, random
 from egm.energies import state_checks
 from egm.typing import Array, Key
 
+__all__ = ["GaussianMixture"]
+
 _GRID = tuple(itertools.product((-10.0, -5.0, 0.0, 5.0, 10.0), repeat=2))
 
 

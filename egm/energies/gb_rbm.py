@@ -13,6 +13,8 @@ from egm import random
 from egm.energies import state_checks
 from egm.typing import Array, Key, State
 
+__all__ = ["GaussianBernoulliRBM"]
+
 _MAX_HIDDEN = 16
 _SMALLEST_MODE = 1e-6
 _EXACT = jax.lax.Precision.HIGHEST  # the default may round products to fewer bits on accelerators

@@ -12,6 +12,8 @@ from egm.energies import particles, state_checks
 from egm.energies.reference import ChainSettings, check_settings, pool
 from egm.typing import Array, Key, State
 
+__all__ = ["JointDoubleWell"]
+
 # (a, b) of u(r) = (a (r - 2)^4 + b (r - 2)^2) / 2 by the two particles' kinds.
 _QUARTIC = np.array([[0.8, 0.4], [0.4, 0.6]])
 _QUADRATIC = np.array([[-3.0, -2.5], [-2.5, -2.8]])

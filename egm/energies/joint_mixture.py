@@ -13,6 +13,8 @@ from egm import checks, random
 from egm.energies import state_checks
 from egm.typing import Array, Key, State
 
+__all__ = ["CoupledJointMixture", "JointGaussianMixture"]
+
 _MAX_MODE_DIM = 12
 
 

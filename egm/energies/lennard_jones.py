@@ -11,6 +11,8 @@ from egm.energies import particles, state_checks
 from egm.energies.reference import ChainSettings, check_settings, pool
 from egm.typing import Array, Key
 
+__all__ = ["LennardJones"]
+
 
 @dataclasses.dataclass(frozen=True)
 class LennardJones:

@@ -7,6 +7,8 @@ import numpy as np
 
 from egm.typing import Array
 
+__all__ = ["centered", "distances", "pair_mask", "pair_sum", "split"]
+
 _COINCIDENT = 1e-30  # squared distance below which two particles have no direction
 
 

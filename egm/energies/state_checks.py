@@ -10,6 +10,18 @@ import numpy as np
 from egm import checks
 from egm.typing import Array, Key
 
+__all__ = [
+    "LARGEST_ENERGY",
+    "constant",
+    "length",
+    "mixed",
+    "nested_tuple",
+    "probabilities",
+    "sample_size",
+    "tokens_of_integers",
+    "vector",
+]
+
 _SHORTEST, _LONGEST = 1e-18, 1e18
 
 

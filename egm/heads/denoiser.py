@@ -12,6 +12,8 @@ from egm import checks, divergences, importance
 from egm.paths.masked import MaskedPath
 from egm.typing import Array, Energy
 
+__all__ = ["DenoiserHead"]
+
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserHead:

@@ -12,6 +12,8 @@ from egm import checks
 from egm.paths.product import ProductPath
 from egm.typing import Array, Energy, PyTree, State
 
+__all__ = ["ProductHead"]
+
 
 @dataclasses.dataclass(frozen=True, init=False)
 class ProductHead:

@@ -18,6 +18,8 @@ from egm import checks, divergences, smoothness
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Energy, Gaussian, Path
 
+__all__ = ["ConditionalScore", "ScoreHead"]
+
 
 class ConditionalScore(NamedTuple):
     """A conditional target on a Gaussian path.

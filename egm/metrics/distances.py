@@ -9,6 +9,8 @@ import numpy as np
 from egm import checks, importance
 from egm.typing import Array
 
+__all__ = ["distance_floor", "mode_masses", "sample_distance", "wasserstein_1d"]
+
 
 def mode_masses(x: Array, modes: Array, log_weights: Array | None = None) -> Array:
     """The fraction of samples whose nearest mode each one is: which modes a sampler has, and how much.

@@ -7,6 +7,8 @@ import numpy as np
 
 from egm.typing import Array
 
+__all__ = ["frechet_distance", "frechet_distance_of_moments"]
+
 
 def frechet_distance(features_a: Array, features_b: Array) -> float:
     """Frechet distance of two samples' features, each taken for a normal (FID, with Inception's features).

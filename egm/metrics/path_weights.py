@@ -14,6 +14,16 @@ import numpy as np
 from egm import checks, collectives, importance
 from egm.typing import Array
 
+__all__ = [
+    "PathWeightSummary",
+    "evidence_upper_bound",
+    "jackknife",
+    "log_mean_error",
+    "reason",
+    "reweighted_mean",
+    "summarize",
+]
+
 
 class PathWeightSummary(NamedTuple):
     """What N path log-weights say, and whether they may say it.

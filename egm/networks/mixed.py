@@ -24,6 +24,8 @@ from egm.networks.particles import Messages, message_fields, raw_outputs, rowwis
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array
 
+__all__ = ["EGNNMixed", "EGNNMixedLogMarginal", "MLPMixed", "MLPMixedLogMarginal", "Mixed", "Skip"]
+
 Mixed = dict[str, Array]
 Skip = Callable[[Mixed, Array], Array]
 _SIZES = ("num_particles", "spatial_dim", "width", "depth", "edge_width")

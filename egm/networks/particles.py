@@ -22,6 +22,17 @@ from egm.networks._features import Features, check_fields, modulated, one_hot_to
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array
 
+__all__ = [
+    "EGNN",
+    "EGNNLogMarginal",
+    "Messages",
+    "Skip",
+    "message_fields",
+    "raw_outputs",
+    "rowwise",
+    "summed",
+]
+
 Skip = Callable[[Array, Array], Array]
 _SIZES = ("num_particles", "spatial_dim", "width", "depth", "edge_width")
 

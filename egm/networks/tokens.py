@@ -19,6 +19,8 @@ from egm import checks
 from egm.networks._features import check_fields
 from egm.typing import Array
 
+__all__ = ["MLPDenoiser", "MLPLogMarginal", "Skip", "TorusDenoiser", "TorusLogMarginal", "torus_convolution"]
+
 Skip = Callable[[Array], Array]
 _SIZES = ("side", "channels", "depth", "expansion")
 

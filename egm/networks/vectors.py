@@ -17,6 +17,8 @@ from egm.networks._features import Features, ResidualMLP, check_fields, modulate
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array
 
+__all__ = ["CoordinateVector", "MLPVector", "MLPVectorLogMarginal", "Skip"]
+
 Skip = Callable[[Array, Array], Array]
 
 

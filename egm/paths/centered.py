@@ -11,6 +11,8 @@ from egm import checks
 from egm.paths.gaussian import GaussianPath, Kernel, with_weight
 from egm.typing import Array, Moments
 
+__all__ = ["CenteredPath"]
+
 
 @dataclasses.dataclass(frozen=True)
 class CenteredPath(GaussianPath):

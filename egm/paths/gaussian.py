@@ -20,6 +20,8 @@ from egm import checks
 from egm.paths import local
 from egm.typing import Array, Key, ModelFn, Moments, PriorDraw
 
+__all__ = ["GaussianPath", "Kernel", "float_time", "increasing", "noise_grid", "set_positive", "with_weight"]
+
 
 class Kernel(NamedTuple):
     """p_{t|r}(x_t | x_r) = N(scale x_r, variance I); every part has the shape of t and r."""

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from egm import checks, collectives, importance, random
 from egm.typing import Array, Key, ModelFn, State
 
+__all__ = ["cubature_target", "flat_call", "one_site_target", "product_target", "with_tokens"]
+
 
 def with_tokens(x: Array, sites: Array, vocab_size: int) -> Array:
     """[V, N, L] int32, the states x [N, L] with each token at site `sites` [N]."""

@@ -15,6 +15,8 @@ from egm import checks, collectives
 from egm.paths import local
 from egm.typing import Array, Key, ModelFn, PriorDraw
 
+__all__ = ["MaskedPath"]
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskedPath:

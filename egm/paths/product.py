@@ -21,6 +21,8 @@ from egm.paths import local
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Key, ModelFn, Path, PriorDraw, PyTree
 
+__all__ = ["ProductPath"]
+
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class ProductPath:

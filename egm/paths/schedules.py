@@ -16,6 +16,8 @@ from egm import checks
 from egm.paths.gaussian import GaussianPath, Kernel, float_time, increasing, noise_grid, set_positive
 from egm.typing import Array
 
+__all__ = ["LinearPath", "VarianceExplodingPath", "VariancePreservingPath"]
+
 
 @dataclasses.dataclass(frozen=True)
 class LinearPath(GaussianPath):

@@ -18,6 +18,8 @@ from egm.paths.gaussian import GaussianPath
 from egm.processes import _gaussian
 from egm.typing import Array, Key, ModelFn
 
+__all__ = ["DiffusionProcess"]
+
 
 class _Forward(NamedTuple):
     """N(mean, variance): mean [N, D], variance [N, 1] or [N, D]."""

@@ -17,6 +17,8 @@ from egm.paths.gaussian import GaussianPath
 from egm.processes import _gaussian
 from egm.typing import Array, Key, ModelFn
 
+__all__ = ["FlowProcess"]
+
 _METHODS = {"euler": _gaussian.euler, "heun": _gaussian.heun}
 
 

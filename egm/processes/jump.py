@@ -16,6 +16,8 @@ from egm import checks, random
 from egm.paths.masked import MaskedPath
 from egm.typing import Array, Key, ModelFn
 
+__all__ = ["AnyOrderProcess", "JumpProcess", "denoiser_probabilities"]
+
 
 @dataclasses.dataclass(frozen=True)
 class JumpProcess:

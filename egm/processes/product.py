@@ -16,6 +16,8 @@ from egm import checks, random
 from egm.paths.product import ProductPath
 from egm.typing import Array, Key, ModelFn, Process, PyTree
 
+__all__ = ["ProductProcess"]
+
 
 @dataclasses.dataclass(frozen=True, init=False, repr=False)
 class ProductProcess:

@@ -15,6 +15,8 @@ from egm.processes.diffusion import DiffusionProcess
 from egm.processes.flow import FlowProcess
 from egm.typing import Array, Key, ModelFn
 
+__all__ = ["SuperpositionProcess"]
+
 
 @dataclasses.dataclass(frozen=True)
 class SuperpositionProcess:

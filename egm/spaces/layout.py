@@ -22,7 +22,7 @@ from egm.spaces.real import Continuous, Real
 from egm.spaces.tokens import Tokens
 from egm.typing import Array, PyTree, State
 
-__all__ = ["Layout", "like", "of"]
+__all__ = ["Layout", "SpaceEnergy", "like", "of"]
 
 
 def _is_space(value: Any) -> bool:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from egm import checks
 from egm.typing import Array
 
-__all__ = ["Continuous", "Interval", "Positive", "Real"]
+__all__ = ["Continuous", "Interval", "Positive", "Real", "as_shape"]
 
 
 @runtime_checkable

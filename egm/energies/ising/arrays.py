@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+__all__ = ["freeze", "log_integers", "logsumexp", "row_spins"]
+
 
 def logsumexp(a: np.ndarray) -> float:
     """log sum exp of a vector."""

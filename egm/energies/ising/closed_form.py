@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+__all__ = ["kaufman_log_partition"]
+
 
 def kaufman_log_partition(side: int, bond: float) -> float:
     """log Z at zero field, bond >= 0, any side: Kaufman's four products.

@@ -11,6 +11,8 @@ import numpy as np
 from egm.energies.ising import transfer
 from egm.typing import Array, Key
 
+__all__ = ["couple_from_the_past", "site_colours"]
+
 _MAX_SWEEPS = 2**16
 
 

@@ -10,6 +10,8 @@ import numpy as np
 
 from egm.energies.ising.arrays import log_integers, logsumexp
 
+__all__ = ["MAX_DENSITY_SIDE", "density_log_partition", "density_of_states"]
+
 MAX_DENSITY_SIDE = 32
 
 

@@ -8,6 +8,14 @@ import numpy as np
 
 from egm.energies.ising.arrays import freeze, logsumexp, row_spins
 
+__all__ = [
+    "MAX_ENUMERATION_SIDE",
+    "enumerated_log_partition",
+    "enumerated_magnetization",
+    "joint_counts",
+    "nonzero_counts",
+]
+
 MAX_ENUMERATION_SIDE = 5
 
 

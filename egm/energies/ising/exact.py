@@ -19,6 +19,8 @@ from egm.energies.ising.arrays import log_integers, logsumexp
 from egm.energies.ising.density_of_states import density_of_states
 from egm.energies.ising.enumeration import MAX_ENUMERATION_SIDE, nonzero_counts
 
+__all__ = ["energy_histogram"]
+
 
 def energy_histogram(side: int, bond: float, field: float) -> tuple[np.ndarray, np.ndarray]:
     """(energies [M] sorted, probabilities [M]); energies within 1e-12 of the range are one."""

@@ -19,6 +19,8 @@ from egm.energies.ising import closed_form, density_of_states, enumeration, exac
 from egm.energies.ising.coupling_from_the_past import couple_from_the_past
 from egm.typing import Array, Key
 
+__all__ = ["Ising"]
+
 _MAX_ENERGY = 1e38
 
 

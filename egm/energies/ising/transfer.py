@@ -9,6 +9,15 @@ import numpy as np
 
 from egm.energies.ising.arrays import freeze, logsumexp, row_spins
 
+__all__ = [
+    "MAX_MAGNETIZATION_SIDE",
+    "MAX_TRANSFER_SIDE",
+    "magnetization_probabilities",
+    "row_correlation",
+    "row_distribution",
+    "sample_transfer",
+]
+
 MAX_TRANSFER_SIDE = 16
 
 

@@ -26,6 +26,8 @@ from egm import checks, random
 from egm.energies import particles as particle_systems
 from egm.typing import Array
 
+__all__ = ["ChainSettings", "Reference", "check_settings", "run", "split_r_hat"]
+
 _TARGET_ACCEPTANCE = 0.8
 
 

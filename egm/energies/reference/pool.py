@@ -23,6 +23,8 @@ from egm.energies import state_checks
 from egm.energies.reference.chains import Reference, run
 from egm.typing import Key, State
 
+__all__ = ["cache_path", "draw", "load_or_run", "reference"]
+
 _VERSION = 1  # of the chains' algorithm: a change of it makes old files obsolete
 
 
