@@ -55,15 +55,15 @@ class AnnealedEnergy(NamedTuple):
     def __getattr__(self, name: str):
         # Offered only where the energy itself offers it, as `hasattr` must tell.
         if name == "single_site_conditionals":
-            conditionals = self.energy.single_site_conditionals
+            conditionals = getattr(self.energy, name)
             return lambda x: self.scale * conditionals(x)
         if name == "relaxed":
-            relaxed = self.energy.relaxed
+            relaxed = getattr(self.energy, name)
             return lambda x: self._mix(relaxed, x)
         if name == "conditional_evaluations":
-            return self.energy.conditional_evaluations
+            return getattr(self.energy, name)
         if name == "differentiable":
-            return self.energy.differentiable if self.smooth is None else self.smooth
+            return getattr(self.energy, name) if self.smooth is None else self.smooth
         raise AttributeError(name)
 
 

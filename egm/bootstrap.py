@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from egm import checks, collectives, random
 from egm.paths.local import flat_call, with_tokens
-from egm.typing import Array, Energy, Key, LocalPath, ModelFn, Path, State
+from egm.typing import Array, Energy, Key, LocalPath, ModelFn, Path, State, Time
 
 __all__ = [
     "LocalGenerator",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 
-def intermediate_time(t: Array, step: float) -> Array:
+def intermediate_time(t: Time, step: float) -> Array:
     """The time up to which a bootstrapped estimate looks ahead.
 
     Args:
@@ -145,7 +145,8 @@ class LocalGenerator:
 
     def at_sites(self, x: Array, t: Array, sites: Array) -> Array:
         """[N, V] probabilities of the token at `sites` [N] of x [N, L]."""
-        states = with_tokens(x, sites, self.path.vocab_size)
+        path: Any = self.path  # tokens, so that it has a vocabulary
+        states = with_tokens(x, sites, path.vocab_size)
         logits = flat_call(self.log_density, states, t)
         return jax.nn.softmax(logits, axis=0).T
 

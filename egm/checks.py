@@ -43,7 +43,7 @@ __all__ = [
 
 def concrete(value: Any) -> np.ndarray | None:
     """The value as a numpy array, or None where it is traced, lives on other processes or is a key."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
         return None
     if isinstance(value, jax.Array):
         if not value.is_fully_addressable or jnp.issubdtype(value.dtype, jax.dtypes.extended):
@@ -183,9 +183,10 @@ def center(value: Any, name: str) -> float | tuple[float, ...]:
         return finite_float(value, name)
     if not hasattr(value, "__len__"):
         raise TypeError(f"{name} must be a number or a tuple of numbers, got a {type(value).__name__}")
-    if np.ndim(value) != 1:
-        raise ValueError(f"{name} must be a number or a tuple of numbers, got shape {np.shape(value)}")
-    return tuple(finite_float(v, name) for v in value)
+    point: Any = value
+    if np.ndim(point) != 1:
+        raise ValueError(f"{name} must be a number or a tuple of numbers, got shape {np.shape(point)}")
+    return tuple(finite_float(v, name) for v in point)
 
 
 def integer_array(x: Any, name: str, ndim: int) -> jax.Array:

@@ -102,7 +102,7 @@ def unmerge(x: jax.Array, num: int) -> jax.Array:
 
 
 def _constrain(x: jax.Array, spec: P) -> jax.Array:
-    return lax.with_sharding_constraint(x, spec) if isinstance(x, jax.core.Tracer) else x
+    return lax.with_sharding_constraint(x, spec) if isinstance(x, jax.core.Tracer) else x  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _mesh_size() -> int:

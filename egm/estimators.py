@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, importance, random
-from egm.typing import Array, Estimate, Key, ModelFn, Path, State
+from egm.typing import Array, Estimate, Key, ModelFn, Path, State, Time
 
 __all__ = ["BLOCK", "check_chunk_size", "estimate"]
 
@@ -26,8 +26,8 @@ def estimate(
     path: Path,
     log_density: ModelFn,
     x_t: State,
-    t: Array,
-    r: Array,
+    t: Time,
+    r: Time,
     *,
     num_samples: int,
     chunk_size: int | None = None,

@@ -196,7 +196,7 @@ def two_sided(
 
 def message(evidence: Evidence) -> str:
     """What the evidence says, in plain words, on the host."""
-    e = Evidence(*(np.asarray(jax.device_get(v)) for v in evidence))
+    e: Evidence = jax.tree.map(lambda v: np.asarray(jax.device_get(v)), evidence)
     text = [f"log Z = {e.lower:.4g} by the sampler's own weights (standard error {e.lower_error:.2g})."]
     if not np.isfinite(e.lower_error):
         text.append(

@@ -143,7 +143,7 @@ def _target(energy, log_density, space, batched) -> tuple[Callable[[PyTree], Arr
 
 def _with_conditionals(energy: Energy, layout: Layout) -> Energy:
     """The energy with single-site conditionals where they are affordable."""
-    count = layout.num_sites * (layout.vocab_size or 0)
+    count = layout.num_sites * layout.vocab_size
     if not count or hasattr(energy, "single_site_conditionals") or count > _MOST_CONDITIONALS:
         return energy
     return energies.WithConditionals(energy, layout.vocab_size, "h" if layout.num_coordinates else None)
@@ -228,7 +228,8 @@ class _Training:
         self._falls = optimizer is None
         optimizer = _adam() if optimizer is None else optimizer
         # NumPy arrays, which no donation of a state can take away.
-        unit = Moments(*(f(layout.num_coordinates, np.float32) for f in (np.zeros, np.ones)))
+        zero: Any = np.zeros(layout.num_coordinates, np.float32)
+        unit = Moments(zero, zero + 1)
         self._reference = layout.joined(unit, None) if layout.num_coordinates else None
         self._path, self._energy = parts.path, energy
         algorithm = algorithms.Weighted(parts.path, parts.head, parts.apply)

@@ -7,7 +7,9 @@ devices (`axis_name`) or arrive in chunks (`Running`, which never holds more tha
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -337,16 +339,17 @@ def _rescale(peak: Array, new_peak: Array) -> Array:
 
 def _combine(peak: Array, parts: list[tuple[Running, Array]]) -> Running:
     def add(*scaled):
-        return sum(v * s.reshape(s.shape + (1,) * (v.ndim - s.ndim)) for v, s in scaled)
+        terms = [v * s.reshape(s.shape + (1,) * (v.ndim - s.ndim)) for v, s in scaled]
+        return functools.reduce(operator.add, terms)
 
     scales = [s for _, s in parts]
     records = [r for r, _ in parts]
     return Running(
         peak,
-        sum(r.total * s for r, s in parts),
-        sum(r.total_of_squares * s**2 for r, s in parts),
+        functools.reduce(operator.add, [r.total * s for r, s in parts]),
+        functools.reduce(operator.add, [r.total_of_squares * s**2 for r, s in parts]),
         jax.tree.map(lambda *vs: add(*zip(vs, scales, strict=True)), *[r.values for r in records]),
-        sum(r.num_nonfinite for r in records),
+        functools.reduce(operator.add, [r.num_nonfinite for r in records]),
     )
 
 

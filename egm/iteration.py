@@ -28,7 +28,18 @@ from egm.annealing import (
     cut_largest,
 )
 from egm.simulate import draw_prior, path_log_weights, simulate
-from egm.typing import Algorithm, Array, Energy, Key, Path, Process, PyTree, State
+from egm.typing import (
+    Algorithm,
+    Array,
+    CountedProcess,
+    Energy,
+    Key,
+    Path,
+    ProbingAlgorithm,
+    Process,
+    PyTree,
+    State,
+)
 
 __all__ = ["IterationConfig", "IterationState", "make_iteration"]
 
@@ -167,7 +178,7 @@ def make_iteration(
     if process.path != path:
         raise ValueError(f"process must share the algorithm's path {path}, got {process.path}")
     _check_event(path, event_shape, reference)
-    if hasattr(process, "check_steps"):
+    if isinstance(process, CountedProcess):
         try:
             process.check_steps(config.num_times, event_shape)
         except ValueError as error:
@@ -204,7 +215,7 @@ def make_iteration(
     def step(
         key: Key, state: IterationState, energy_params: Any = None
     ) -> tuple[IterationState, dict[str, Array]]:
-        bound = energy if energy_params is None else lambda x: energy(energy_params, x)
+        bound = energy if energy_params is None else lambda x: energy(energy_params, x)  # pyright: ignore[reportCallIssue]
         shards = collectives.axis_size(axis_name)
         for name in ("num_simulated", "batch_size"):
             if getattr(config, name) % shards:
@@ -246,7 +257,7 @@ def make_iteration(
 
         grid = process.times(config.num_times)
         smooth, num_probed = state.smooth, 0
-        if hasattr(algorithm, "differentiable"):
+        if isinstance(algorithm, ProbingAlgorithm):
             # The same on all devices: of the buffer, which all of them hold.
             k_draw, k_time, k_noise = jax.random.split(k_probe, 3)
             places = (jnp.arange(_NUM_PROBED) + jax.random.uniform(k_draw, (_NUM_PROBED,))) / _NUM_PROBED
@@ -358,7 +369,7 @@ def _check_energy(energy: Energy, path: Path, event_shape: Any) -> None:
         found = checks.concrete(jax.jit(value)())
     except Exception:  # one that takes parameters, or belongs into a mapped axis: the step will tell
         return
-    if np.shape(found) != (num_states,) or not jnp.issubdtype(found.dtype, jnp.floating):
+    if found is None or np.shape(found) != (num_states,) or not jnp.issubdtype(found.dtype, jnp.floating):
         return
     if np.all(np.isnan(found) | (found == -np.inf)):
         raise ValueError(

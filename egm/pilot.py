@@ -79,8 +79,8 @@ class _Moved:
     coordinates: Coordinates
     function: Energy
 
-    def __call__(self, z: State) -> Array:
-        return self.function(self.coordinates.apply(z)) - self.coordinates.log_det
+    def __call__(self, x: State) -> Array:
+        return self.function(self.coordinates.apply(x)) - self.coordinates.log_det
 
     def __getattr__(self, name: str):
         tokens_alone = not self.coordinates.layout.num_coordinates
@@ -204,7 +204,7 @@ def _descend(key, energy, layout) -> scales.Scales | None:
             energy,
             layout.event_shape,
             search_radius=1.0,
-            vocab_size=layout.vocab_size,
+            vocab_size=layout.vocab_size or None,
             project=None if layout.particles is None else vector.project,
             num_starts=128,
             num_steps=400,

@@ -90,7 +90,7 @@ class Samples(NamedTuple):
 
     def to_arviz(self) -> Any:
         """An arviz data tree with the resampled states as one chain; arviz must be installed."""
-        import arviz
+        import arviz  # pyright: ignore[reportMissingImports]
 
         x = self.resample(jax.random.key(0))
         named = x if isinstance(x, dict) else {"x": x}
@@ -147,15 +147,16 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
     Returns:
       Parts.
     """
-    layout, scale = design.layout, {"length_scale": design.length_scale, "data_scale": design.data_scale}
-    vector = tokens = None
+    layout, scale = design.layout, (design.length_scale, design.data_scale)
+    vector: Any = None
+    tokens: Any = None
     if layout.num_coordinates:
         sigma_min, sigma_max = design.length_scale, design.reach * design.data_scale
         path = paths.VarianceExplodingPath(sigma_min, sigma_max, length_scale=sigma_min)
         if layout.particles is not None:
             path = paths.CenteredPath(path, layout.particles.num_particles, layout.particles.spatial_dim)
         process = processes.DiffusionProcess(path, data_scale=design.data_scale)
-        vector = (path, process, heads.ScoreHead(path, **scale))
+        vector = (path, process, heads.ScoreHead(path, *scale))
     if layout.num_sites:
         path = paths.MaskedPath(layout.vocab_size)
         kind = processes.JumpProcess if vector is not None else processes.AnyOrderProcess
@@ -165,7 +166,8 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
         process = processes.ProductProcess({"x": vector[1], "h": tokens[1]})
         path = head.path
     else:
-        path, process, head = vector if vector is not None else tokens
+        alone: Any = tokens if vector is None else vector
+        path, process, head = alone
     net = _network(design, vector[0] if vector else None, energy) if network is None else network
     if isinstance(net, tuple):
         params, apply = net
@@ -182,11 +184,11 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
     return Parts(path, process, head, lambda key: net.init(key, x, jnp.zeros(1)), _legal(net.apply, layout))
 
 
-def _network(design: Design, path: Any, energy: Energy) -> Any:
+def _network(design: Design, path: Any, energy: Any) -> Any:
     """The network of the space."""
     layout = design.layout
-    scale = {"length_scale": design.length_scale, "data_scale": design.data_scale}
-    size = {"width": design.width, "depth": design.depth}
+    scale: dict[str, Any] = {"length_scale": design.length_scale, "data_scale": design.data_scale}
+    size: dict[str, Any] = {"width": design.width, "depth": design.depth}
     if layout.particles is not None:
         args = (path, layout.particles.num_particles, layout.particles.spatial_dim)
         if layout.num_sites:
@@ -357,6 +359,7 @@ class Sampler:
         draw = self.sample(jax.random.key(0) if key is None else key, num)
         flat = np.concatenate([np.asarray(a).reshape(num, -1) for a in jax.tree.leaves(draw.x)], axis=1)
         shown = min(flat.shape[1], 5)
+        axes: Any
         figure, axes = pyplot.subplots(
             1, shown + 1, figsize=(2.6 * (shown + 1), 2.6), constrained_layout=True
         )
@@ -457,12 +460,14 @@ class Sampler:
             network=network,
             figures=about["figures"],
             history={k: np.asarray(v) for k, v in about["history"].items()},
-            evidence_=None
-            if about["evidence"] is None
-            else evidence.Evidence(*map(np.asarray, about["evidence"])),
+            evidence_=_evidence(about["evidence"]),
         )
         found.moments = _moments(layout, arrays["moments"])
         return found
+
+
+def _evidence(values: Any) -> evidence.Evidence | None:
+    return None if values is None else evidence.Evidence(*(jnp.asarray(v) for v in values))
 
 
 def _moments(layout: Layout, leaves: Any) -> Any:

@@ -125,7 +125,7 @@ def find_scales(
         k_x, k_tokens = random.split(key)
         start = project(radius * jax.random.normal(k_x, (num_starts, *shapes["x"])))
         tokens = {
-            name: jax.random.randint(k, (num_starts, *shapes[name]), 0, vocab_size, jnp.int32)
+            name: jax.random.randint(k, (num_starts, *shapes[name]), 0, vocab_size or 1, jnp.int32)
             for name, k in zip(
                 sorted(shapes.keys() - {"x"}),
                 random.split(k_tokens, max(len(shapes) - 1, 1)),

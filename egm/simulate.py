@@ -16,7 +16,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, collectives, random, summation
-from egm.typing import Array, Energy, Key, ModelFn, Path, PriorDraw, Process, State, Trajectory
+from egm.typing import (
+    Array,
+    CountedProcess,
+    Energy,
+    FoldingProcess,
+    Key,
+    ModelFn,
+    Path,
+    PriorDraw,
+    Process,
+    State,
+    Trajectory,
+)
 
 __all__ = ["draw_prior", "path_log_weights", "simulate", "simulate_reverse"]
 
@@ -76,7 +88,7 @@ def simulate(
     if isinstance(x_0, PriorDraw):
         x_0, log_prior = x_0
     x_0, times, keys = _prepare(key, process, generator_fn, x_0, times, save_states, "x_0")
-    counts = hasattr(process, "step_with_folds")
+    counts = isinstance(process, FoldingProcess)
     if log_prior is None:
         log_prior = process.path.prior_log_density(x_0)
     log_prior = checks.model_output(log_prior, "x_0, the PriorDraw's log_density,", keys.shape)
@@ -85,7 +97,7 @@ def simulate(
         x, log_ratio, folded = carry
         index, t, r = step
         keys_here = _step_keys(keys, index)
-        if counts:
+        if isinstance(process, FoldingProcess):
             x_r, term, here = process.step_with_folds(keys_here, x, generator_fn, t, r)
             folded = folded + here
         else:
@@ -176,7 +188,7 @@ def _prepare(
         raise ValueError(f"times must increase strictly within [0, 1], got {value}")
     # A part of the way may have any number of steps: times that are known not to span it.
     partial = value is not None and (value[0] > process.path.t_min * (1 + 1e-6) or value[-1] < 1)
-    if hasattr(process, "check_steps") and not partial:
+    if isinstance(process, CountedProcess) and not partial:
         process.check_steps(times.size - 1, jax.tree.map(lambda a: tuple(jnp.shape(a)[1:]), x))
     keys = random.derive(random.example_keys(key, batch[0]), "simulate")
     return jax.tree.map(checks.wide, x), times, keys

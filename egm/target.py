@@ -62,7 +62,8 @@ class TargetScale:
     def variances(self, t: Array) -> tuple[Array, Array]:
         """[N] sigma^2 + alpha^2 s^2 and sigma^2 + alpha^2 S^2."""
         alpha, variance = self.path.alpha(t), self.path.variance(t)
-        return tuple(variance + jnp.square(alpha * s) for s in (self.length_scale, self.data_scale))
+        fine, coarse = (variance + jnp.square(alpha * s) for s in (self.length_scale, self.data_scale))
+        return fine, coarse
 
     def centers(self, x: Array) -> Array:
         """[N, D] c, for x [N, D].

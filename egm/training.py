@@ -121,7 +121,8 @@ def make_train_step(
             "grad_norm": grad_norm,
             "skipped": 1.0 - finite.astype(loss.dtype),
         }
-        return TrainState(*kept, state.step + 1), metrics
+        params, ema_params, opt_state = kept
+        return TrainState(params, ema_params, opt_state, state.step + 1), metrics
 
     return step
 

@@ -21,6 +21,10 @@ __all__ = [
     "EnergyWithHint",
     "EnergyWithSites",
     "Estimate",
+    "ProbingAlgorithm",
+    "ProbingHead",
+    "FoldingProcess",
+    "CountedProcess",
     "Gaussian",
     "Head",
     "Key",
@@ -33,6 +37,7 @@ __all__ = [
     "PyTree",
     "RelaxedEnergy",
     "State",
+    "Time",
     "Trajectory",
 ]
 
@@ -41,6 +46,10 @@ Array = jax.Array
 
 Key = jax.Array
 """A typed PRNG key, `jax.random.key(seed)`; where a function has a batch, also an array [B] of them."""
+
+
+Time = jax.Array | float
+"""A time, or an array of them of the batch shape."""
 
 
 PyTree = Any
@@ -212,7 +221,7 @@ class Path(Protocol):
         """[...] bool, whether the values of each state are legal (tokens in range)."""
         ...
 
-    def determined(self, x: State, t: Array | None = None) -> Array:
+    def determined(self, x: State, t: Time | None = None) -> Array:
         """[...] bool, whether x fixes x_1: no mask is left, or t = 1 on Gaussian paths (None: before)."""
         ...
 
@@ -252,31 +261,31 @@ class Path(Protocol):
         """[...] energy of the product of normals with these moments; 0 for tokens."""
         ...
 
-    def sample(self, key: Key, x_1: State, t: Array) -> State:
+    def sample(self, key: Key, x_1: State, t: Time) -> State:
         """x_t ~ p_{t|1}(. | x_1)."""
         ...
 
-    def noise(self, key: Key, x_r: State, r: Array, t: Array) -> State:
+    def noise(self, key: Key, x_r: State, r: Time, t: Time) -> State:
         """x_t ~ p_{t|r}(. | x_r), for t <= r."""
         ...
 
-    def log_noising(self, x_t: State, t: Array, x_r: State, r: Array) -> Array:
+    def log_noising(self, x_t: State, t: Time, x_r: State, r: Time) -> Array:
         """[...] log p_{t|r}(x_t | x_r)."""
         ...
 
-    def propose(self, key: Key, x_t: State, t: Array, r: Array, num_samples: int) -> State:
+    def propose(self, key: Key, x_t: State, t: Time, r: Time, num_samples: int) -> State:
         """[K, ...] x_r ~ q_{r|t}(. | x_t), the noising kernel normalised over x_r."""
         ...
 
-    def log_normalizer(self, x_t: State, t: Array, r: Array) -> Array:
+    def log_normalizer(self, x_t: State, t: Time, r: Time) -> Array:
         """[...] log Z_{r|t}(x_t), the integral of p_{t|r}(x_t | x_r) over x_r."""
         ...
 
-    def conditional_generator(self, x_t: State, t: Array, x_r: State, r: Array) -> Any:
+    def conditional_generator(self, x_t: State, t: Time, x_r: State, r: Time) -> Any:
         """F_{t|r}^{x_r}(x_t): the generator of the path conditioned on x_r."""
         ...
 
-    def local_generator(self, log_density: ModelFn, x_t: State, t: Array) -> Any:
+    def local_generator(self, log_density: ModelFn, x_t: State, t: Time) -> Any:
         """The marginal generator from phi_t itself, the h -> 0 limit of bootstrapping; no samples."""
         ...
 
@@ -300,9 +309,7 @@ class Process(Protocol):
 
     `generator(x, t)` is a `ModelFn` in the path's form. States are [N, *event], t and r scalars or [N].
 
-    A process may offer more. `check_steps(num_steps, event_shape)` raises ValueError where a trajectory
-    of so many steps cannot end in data. `step_with_folds(key, x_t, generator, t, r)` returns (x_r,
-    log_ratio, folded [N] bool or int) and counts the deterministic steps that are not injective there.
+    A process may offer more: `CountedProcess`, `FoldingProcess`.
     """
 
     @property
@@ -327,10 +334,31 @@ class Process(Protocol):
         ...
 
 
+@runtime_checkable
+class CountedProcess(Process, Protocol):
+    """A process that cannot end in data in any number of steps."""
+
+    def check_steps(self, num_steps: int, event_shape: Any) -> None:
+        """Raises ValueError where a trajectory of so many steps cannot end in data."""
+        ...
+
+
+@runtime_checkable
+class FoldingProcess(Process, Protocol):
+    """A process with deterministic steps, which are refused where they are not injective."""
+
+    def step_with_folds(
+        self, key: Key, x_t: State, generator: ModelFn, t: Array, r: Array
+    ) -> tuple[State, Array, Array]:
+        """(x_r, log_ratio [N], refused [N], bool or int32)."""
+        ...
+
+
 Apply = Callable[[PyTree, State, Array], Any]
 """`output = apply(params, x [N, *event], t [N])`, as a Flax module's."""
 
 
+@runtime_checkable
 class Algorithm(Protocol):
     """What an outer iteration trains."""
 
@@ -362,6 +390,7 @@ class Algorithm(Protocol):
         ...
 
 
+@runtime_checkable
 class Head(Protocol):
     """What an algorithm asks of a head; states have one batch axis, t is [B]."""
 
@@ -390,4 +419,26 @@ class Head(Protocol):
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
         """Evaluations of E (a gradient is one) for each call of (generator, conditional_target)."""
+        ...
+
+
+@runtime_checkable
+class ProbingHead(Head, Protocol):
+    """A head whose conditional targets may use the energy's gradient, and that asks first."""
+
+    def probe_evaluations(self, energy: Energy) -> int:
+        """Evaluations of E an example in `differentiable`."""
+        ...
+
+    def differentiable(self, x_1: State, x_t: State, t: Array, energy: Energy) -> Array:
+        """Whether conditional targets may use grad E: a scalar bool."""
+        ...
+
+
+@runtime_checkable
+class ProbingAlgorithm(Algorithm, Protocol):
+    """An algorithm that asks once an iteration whether its targets may use the energy's gradient."""
+
+    def differentiable(self, keys: Key, x_1: State, t: Array, energy: Energy) -> tuple[Array, int]:
+        """(whether they may, a scalar bool; evaluations of E spent)."""
         ...

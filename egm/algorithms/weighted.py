@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from egm import checks, random
 from egm.algorithms._shared import check_fields, compare
-from egm.typing import Apply, Array, Energy, Head, Key, ModelFn, Path, PyTree, State
+from egm.typing import Apply, Array, Energy, Head, Key, ModelFn, Path, ProbingHead, PyTree, State
 
 __all__ = ["Weighted"]
 
@@ -51,12 +51,13 @@ class Weighted:
         Args:
           keys: [B]. x_1: states with one batch axis B. t: [B]. energy: E, annealed.
         """
-        count = self.head.probe_evaluations(energy) if hasattr(self.head, "probe_evaluations") else 0
-        if not self.energy_targets or not count:
+        head = self.head
+        count = head.probe_evaluations(energy) if isinstance(head, ProbingHead) else 0
+        if not self.energy_targets or not isinstance(head, ProbingHead) or not count:
             told = getattr(energy, "differentiable", True) if self.energy_targets else True
             return jnp.asarray(told, bool), 0
         x_t = random.per_example(self.path.sample, keys, x_1, t)
-        return self.head.differentiable(x_1, x_t, t, energy), t.shape[0] * count
+        return head.differentiable(x_1, x_t, t, energy), t.shape[0] * count
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""

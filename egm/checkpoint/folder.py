@@ -98,11 +98,12 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The complete step with the lowest metric `best`, None where there is none."""
-        if self._best is None:
+        best = self._best
+        if best is None:
             return None
         known = {step: self._figures(step) for step in self.steps}
-        steps = [step for step, figures in known.items() if self._best in figures]
-        return min(steps, key=lambda s: _metric(known[s], self._best), default=None)
+        steps = [step for step, figures in known.items() if best in figures]
+        return min(steps, key=lambda s: _metric(known[s], best), default=None)
 
     def save(self, step: int, state: PyTree, metrics: Mapping[str, float] | None = None) -> None:
         """Write a checkpoint in the background; waits for the one before it.
@@ -143,18 +144,17 @@ class Checkpoints:
         }
         # orbax stores no arrays of size zero: their description is all there is to know.
         stored = {p: _to_store(leaf) for p, leaf in leaves.items() if _size(about["leaves"][p])}
-        if self._writer is None:
-            self._open_to_write()
-        self._writer.wait()
+        writer = self._open_to_write() if self._writer is None else self._writer
+        writer.wait()
         if self._claim is not None and jax.process_count() == 1:
             self._claim.check_free(step)
         self._pending = step
         self._known[step] = about
-        self._writer.save_checkpointables_async(
+        writer.save_checkpointables_async(
             step,
             {"state": stored or {_ROOT: np.zeros(1)}},
             force=True,
-            metrics=metrics or None,
+            metrics=dict(metrics) if metrics else None,  # pyright: ignore[reportArgumentType]
             custom_metadata=about,
         )
 
@@ -232,12 +232,12 @@ class Checkpoints:
         writing = self._pending if self._writer.is_saving_in_progress() else None
         return sorted(c.step for c in self._writer.checkpoints if c.step != writing)
 
-    def _open_to_write(self) -> None:
+    def _open_to_write(self) -> ocp.training.Checkpointer:
         local = folders.is_local(self._folder)
         if local and jax.process_index() == 0:
             self._claim = folders.Claim(self._folder)
         policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(self._keep)]
+        kept: list[Any] = [policies.LatestN(self._keep)]
         if self._best is not None:
             lowest = functools.partial(_metric, name=self._best)
             kept.append(
@@ -247,10 +247,11 @@ class Checkpoints:
             )
         self._writer = ocp.training.Checkpointer(
             self._folder,
-            preservation_policy=policies.AnyPreservationPolicy(kept),
+            preservation_policy=policies.AnyPreservationPolicy(kept),  # pyright: ignore[reportArgumentType]
             # Where nothing tells who else is writing, one writer is taken for granted.
             cleanup_tmp_directories=not local,
         )
+        return self._writer
 
     def _load(self, step: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """The stored leaves of a checkpoint."""
@@ -268,7 +269,7 @@ class Checkpoints:
             about = ocp.checkpointables_metadata(self._folder / str(step)).custom_metadata
         except (ValueError, OSError, KeyError):
             return None
-        return about or None
+        return dict(about) if isinstance(about, Mapping) and about else None
 
     def _about(self, step: int) -> dict[str, Any] | None:
         """As `_read`, read once."""
@@ -356,7 +357,7 @@ _STORABLE = frozenset(
 
 def _describe(leaf: Any, path: str, to_store: bool = False) -> dict[str, Any]:
     """Shape and dtype of a leaf, and the implementation of a key; raises where it cannot be stored."""
-    if isinstance(leaf, jax.core.Tracer):
+    if isinstance(leaf, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
         raise TypeError(f"{path} must be an array or a number, got a traced value: save outside of jit")
     if to_store and isinstance(leaf, jax.ShapeDtypeStruct):
         raise TypeError(

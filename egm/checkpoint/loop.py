@@ -37,7 +37,7 @@ class Call(NamedTuple):
       metrics: this call's, as Python floats.
     """
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]
     done: float
     seconds: float
     metrics: Mapping[str, float]
@@ -117,19 +117,19 @@ def run(
     began = time.time()
     # Copies, so that the caller's arrays stay its own where the first call donates.
     key, state = devices.put(key, mesh), devices.put(state, mesh, layout)
-    step = devices.jit_step(call, mesh, state=layout, batch=feed_layout, donate=True)
+    step: Any = devices.jit_step(call, mesh, state=layout, batch=feed_layout, donate=True)
     lowered = step.lower(key, state, *feed(0))
     history = {name: [] for name in (*sorted(lowered.out_info[1]), "seconds")}
     state, key, history, resumed = _restore(checkpoints, state, key, history)
     clock = _Clock(calls, seconds, history["seconds"])
-    compile_seconds = 0.0
+    compile_seconds, compiled = 0.0, None
     with _asked_to_stop(checkpoints is not None) as asked:
         if clock.done < 1:
             compiled = lowered.compile()
             compile_seconds = time.time() - began
         stop = clock.start(asked)
         saved_at = clock.spent
-        while clock.done < 1 and not stop:
+        while compiled is not None and clock.done < 1 and not stop:
             index = len(history["seconds"])
             ready = state if prepare is None else prepare(state, clock.done)
             state, metrics = compiled(jax.random.fold_in(key, index), ready, *feed(index))

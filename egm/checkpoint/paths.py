@@ -43,7 +43,7 @@ def resolve(folder: Any) -> ocp.path.Path:
             "an address: give it as text)"
         )
     if text.startswith("file:"):
-        host, path = re.fullmatch(r"file:(?://([^/]*))?(.*)", text, re.DOTALL).groups()
+        host, path = re.fullmatch(r"file:(?://([^/]*))?(.*)", text, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
         if host not in (None, "", "localhost") or not path.startswith("/"):
             raise ValueError(f"folder must be an absolute path after `file://`, got {text!r}")
         text = urllib.parse.unquote(path)

@@ -125,7 +125,7 @@ class GaussianMixture:
         """[...] log sum_k w_k exp(-||x - alpha m_k||^2 / (2 variance))."""
         means = state_checks.constant(self.modes, x[..., None, :], event_ndim=2)
         squared = jnp.sum((x[..., None, :] - alpha[..., None, None] * means) ** 2, axis=-1)
-        log_weights = state_checks.constant(np.log(self.weights), x)
+        log_weights = state_checks.constant(np.log(np.asarray(self.weights)), x)
         return jax.nn.logsumexp(log_weights - squared / (2 * variance[..., None]), axis=-1)
 
     @staticmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,12 @@ class _Spins:
         """[2^dim] probability of each corner's tokens, which is not quite that of its orthant."""
         spins = self._corners()
         return np.exp(self._log_weight(spins) - self._log_token_partition())
+
+    def _log_weight(self, spins: Any) -> Any:
+        raise NotImplementedError
+
+    def _log_token_partition(self) -> float:
+        raise NotImplementedError
 
     def _corners(self):
         if self.dim > _MAX_MODE_DIM:

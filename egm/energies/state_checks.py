@@ -56,7 +56,7 @@ def probabilities(state: Any, dim: int, sites: int, vocab: int) -> tuple[Array, 
     return x, p.astype(x.dtype)
 
 
-def constant(value: np.ndarray, like: Array, event_ndim: int = 1) -> Array:
+def constant(value: Any, like: Array, event_ndim: int = 1) -> Array:
     """A constant with as many axes as a batch of such arrays: rank promotion may be an error."""
     value = np.asarray(value)
     lead = like.ndim - event_ndim

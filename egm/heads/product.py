@@ -76,7 +76,7 @@ class ProductHead:
         self, target: PyTree, output: PyTree, x_t: State, t: Array, energy: Energy | None = None
     ) -> Array:
         """[B] sum over the leaves of their weight times their divergence."""
-        total = 0.0
+        total: Any = 0.0
         parts = self._each(output, x_t, energy, jax.lax.stop_gradient)
         leaves = zip(self._weights, self._parts(target, "target"), parts, strict=True)
         for weight, wanted, (head, out, x, leaf) in leaves:
@@ -127,10 +127,10 @@ class _LeafEnergy(NamedTuple):
     energy: Any
     treedef: Any
     parts: tuple[Any, ...]
-    index: int
+    number: int
 
     def _state(self, part):
-        return self.treedef.unflatten([*self.parts[: self.index], part, *self.parts[self.index + 1 :]])
+        return self.treedef.unflatten([*self.parts[: self.number], part, *self.parts[self.number + 1 :]])
 
     def __call__(self, part: State) -> Array:
         return self.energy(self._state(part))

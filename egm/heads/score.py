@@ -16,7 +16,7 @@ import numpy as np
 
 from egm import checks, divergences, smoothness
 from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Energy, Gaussian, Path
+from egm.typing import Array, Energy, Gaussian
 
 __all__ = ["ConditionalScore", "ScoreHead"]
 
@@ -68,7 +68,7 @@ class ScoreHead:
     Source: preconditioning after arXiv 2206.00364; target score matching, arXiv 2402.08667.
     """
 
-    path: Path
+    path: GaussianPath
     length_scale: float = 1.0
     data_scale: float = 1.0
     center: float | tuple[float, ...] = 0.0
@@ -137,7 +137,8 @@ class ScoreHead:
         level = self._level(t, x_t)
         start = x_1[rows]
         stop = 2 * x_t[rows] / level.alpha[rows] - start
-        part = energy.rows(rows) if hasattr(energy, "rows") else energy
+        rows_of = getattr(energy, "rows", None)
+        part = energy if rows_of is None else rows_of(rows)
         start, stop = jax.lax.stop_gradient((start, stop))
         return jax.lax.stop_gradient(smoothness.is_smooth(smoothness.probe_segments(part, start, stop)))
 
@@ -224,8 +225,9 @@ class ScoreHead:
 
     def _target(self, target, x, t, level):
         """(b times the target score [B, D], whether it was cut [B])."""
-        score = target.score if isinstance(target, ConditionalScore) else None
-        if score is None:
+        if isinstance(target, ConditionalScore):
+            score = target.score
+        else:
             # No estimate is valid at t = 1, where the linear path's velocity does not tell the score.
             score = jnp.where(level.variance > 0, self.path.score_from_velocity(target, x, t), 0.0)
         return self._clip(jax.lax.stop_gradient(level.spread * score), self.max_target_norm)
@@ -263,7 +265,7 @@ def _spread(batch: int, most: int = 64) -> np.ndarray:
     return np.arange(min(batch, most)) * batch // min(batch, most) if batch else np.zeros(0, np.int32)
 
 
-def _score(energy: Callable[[Array], Array], x: Array, path: Path) -> Array:
+def _score(energy: Callable[[Array], Array], x: Array, path: GaussianPath) -> Array:
     """[B, D] -grad E on the path's space."""
     checks.function(energy, "energy")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,7 +72,7 @@ def wasserstein_1d(a: Array, b: Array, p: float = 1.0) -> Array:
     return jnp.mean(gap**p) ** (1.0 / p)
 
 
-def sample_distance(distance, generated: Array, exact: Array, num_sets: int) -> float:
+def sample_distance(distance, generated: Any, exact: Any, num_sets: int) -> float:
     """Mean of `distance` over `num_sets` equal disjoint sets of two samples, each against its own set.
 
     Args:
@@ -93,7 +95,7 @@ def sample_distance(distance, generated: Array, exact: Array, num_sets: int) -> 
     return float(np.mean([float(jax.device_get(distance(a, b))) for a, b in halves]))
 
 
-def distance_floor(distance, exact: Array, set_size: int, num_pairs: int, seed: int = 0) -> float:
+def distance_floor(distance, exact: Any, set_size: int, num_pairs: int, seed: int = 0) -> float:
     """What `distance` gives between exact samples: its mean over random disjoint pairs of exact sets.
 
     Args:

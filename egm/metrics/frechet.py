@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
-
-from egm.typing import Array
 
 __all__ = ["frechet_distance", "frechet_distance_of_moments"]
 
 
-def frechet_distance(features_a: Array, features_b: Array) -> float:
+def frechet_distance(features_a: Any, features_b: Any) -> float:
     """Frechet distance of two samples' features, each taken for a normal (FID, with Inception's features).
 
     Args:
@@ -34,7 +34,7 @@ def frechet_distance(features_a: Array, features_b: Array) -> float:
     return frechet_distance_of_moments(mean_a, cov_a, mean_b, cov_b)
 
 
-def frechet_distance_of_moments(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
+def frechet_distance_of_moments(mean_a: Any, cov_a: Any, mean_b: Any, cov_b: Any) -> float:
     """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)), the squared W2 distance of two normals, in float64.
 
     With C = F^T F, from the eigenvectors of C, tr (C_a C_b)^(1/2) is the sum of the singular values of

@@ -95,14 +95,12 @@ class Features(TargetScale):
             self.data_scale**2 * alpha * inverse,
             self.data_scale**2 * self.path.variance(t) / coarse,
         )
-        for k, omega in enumerate(self.frequencies):
-            if k == 0:
-                angle = column(omega * gain) * u
-                sin, cos = jnp.sin(angle), jnp.cos(angle)
-            else:
-                sin, cos = 2 * sin * cos, 1 - 2 * sin * sin
+        angle = column(0.5 * math.pi / self.data_scale * gain) * u
+        sin, cos = jnp.sin(angle), jnp.cos(angle)
+        for omega in self.frequencies:
             damping = column(jnp.exp(-0.5 * omega**2 * spread))
             out += [damping * sin, damping * cos]
+            sin, cos = 2 * sin * cos, 1 - 2 * sin * sin
         return jnp.concatenate(out, axis=-1)
 
 

@@ -144,7 +144,7 @@ class EGNNMixed(nn.Module):
     def __call__(self, state: Mixed, t: Array) -> Mixed:
         x, h = mixed_state(state)
         check_fields(self, sizes=("vocab_size", "num_outputs", *_SIZES))
-        nodes, vectors = Messages(*message_fields(self), self.vocab_size)(x, t, h)
+        nodes, vectors = Messages(*message_fields(self), self.vocab_size)(x, t, h)  # pyright: ignore[reportCallIssue]
         logits = rowwise(nn.silu(nodes), self.vocab_size, kernel_init=small_init)
         return {"x": raw_outputs(nodes, vectors, self.num_outputs), "h": logits}
 
@@ -167,7 +167,7 @@ class EGNNMixedLogMarginal(nn.Module):
     def __call__(self, state: Mixed, t: Array) -> Array:
         x, h = mixed_state(state)
         check_fields(self, sizes=("vocab_size", *_SIZES))
-        nodes, _ = Messages(*message_fields(self), self.vocab_size, vectors=False)(x, t, h)
+        nodes, _ = Messages(*message_fields(self), self.vocab_size, vectors=False)(x, t, h)  # pyright: ignore[reportCallIssue]
         out = summed(nodes)
         return out if self.skip is None else out + self.skip(state, t)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -70,7 +71,7 @@ class EGNN(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, types: Array | None = None) -> Array:
         check_fields(self, sizes=(*_SIZES, "num_outputs"))
-        nodes, vectors = Messages(*message_fields(self), self.num_types)(x, t, types)
+        nodes, vectors = Messages(*message_fields(self), self.num_types)(x, t, types)  # pyright: ignore[reportCallIssue]
         return raw_outputs(nodes, vectors, self.num_outputs)
 
 
@@ -94,7 +95,7 @@ class EGNNLogMarginal(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, types: Array | None = None) -> Array:
         check_fields(self, sizes=_SIZES)
-        nodes, _ = Messages(*message_fields(self), self.num_types, vectors=False)(x, t, types)
+        nodes, _ = Messages(*message_fields(self), self.num_types, vectors=False)(x, t, types)  # pyright: ignore[reportCallIssue]
         out = summed(nodes)
         return out if self.skip is None else out + self.skip(x, t)
 
@@ -114,7 +115,7 @@ class Messages(nn.Module):
     vectors: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, t: Array, types: Array | None) -> tuple[Array, Array | None]:
+    def __call__(self, x: Array, t: Array, types: Array | None) -> tuple[Array, Any]:
         features = Features(self.gaussian_path, self.length_scale, self.data_scale)
         x, t = features.inputs(x, t)
         x = _centered_particles(x, self.num_particles, self.spatial_dim)
@@ -130,7 +131,7 @@ class Messages(nn.Module):
             h = h + rowwise(self._types(types, x), self.width, use_bias=False)
         share = 1 / math.sqrt(self.num_particles)
         inverse = share * jax.lax.rsqrt(square + fine)
-        field = jnp.zeros_like(x) if self.vectors else None
+        field: Any = jnp.zeros_like(x) if self.vectors else None
         for _ in range(checks.positive_int(self.depth, "depth")):
             receiver = rowwise(h, self.edge_width)[:, :, None]
             sender = rowwise(h, self.edge_width, use_bias=False)[:, None]
@@ -204,7 +205,7 @@ def message_fields(module: nn.Module) -> tuple:
     return module.gaussian_path, *(getattr(module, name) for name in names)
 
 
-def raw_outputs(nodes: Array, vectors: Array, num_outputs: int) -> Array:
+def raw_outputs(nodes: Array, vectors: Any, num_outputs: int) -> Array:
     """[N, P * d, num_outputs] from hidden values [N, P, C] and vectors [N, P, d]."""
     checks.positive_int(num_outputs, "num_outputs")
     out = vectors[..., None]

@@ -174,7 +174,7 @@ class _TorusTrunk(nn.Module):
 
     def _with_neighbours(self, features: Array) -> Array:
         grid = features.reshape(*features.shape[:2], self.side, self.side)
-        half_sum = 0.5 * sum(jnp.roll(grid, s, axis=a) for a in (2, 3) for s in (1, -1))
+        half_sum = 0.5 * jnp.asarray(sum(jnp.roll(grid, s, axis=a) for a in (2, 3) for s in (1, -1)))
         return jnp.concatenate([features, half_sum.reshape(features.shape)], axis=0)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from egm import checks
 from egm.paths.gaussian import GaussianPath, Kernel, with_weight
-from egm.typing import Array, Moments
+from egm.typing import Array, Moments, Time
 
 __all__ = ["CenteredPath"]
 
@@ -81,19 +81,19 @@ class CenteredPath(GaussianPath):
     def prior_variance(self) -> float:
         return self.path.prior_variance
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: Time) -> Array:
         return self.path.alpha(t)
 
-    def alpha_dot(self, t: Array) -> Array:
+    def alpha_dot(self, t: Time) -> Array:
         return self.path.alpha_dot(t)
 
-    def variance(self, t: Array) -> Array:
+    def variance(self, t: Time) -> Array:
         return self.path.variance(t)
 
-    def variance_dot(self, t: Array) -> Array:
+    def variance_dot(self, t: Time) -> Array:
         return self.path.variance_dot(t)
 
-    def kernel(self, t: Array, r: Array) -> Kernel:
+    def kernel(self, t: Time, r: Time) -> Kernel:
         return self.path.kernel(t, r)
 
     def times(self, num_steps: int) -> Array:

@@ -18,7 +18,7 @@ import numpy as np
 
 from egm import checks
 from egm.paths import local
-from egm.typing import Array, Key, ModelFn, Moments, PriorDraw
+from egm.typing import Array, Key, ModelFn, Moments, PriorDraw, Time
 
 __all__ = ["GaussianPath", "Kernel", "float_time", "increasing", "noise_grid", "set_positive", "with_weight"]
 
@@ -53,23 +53,23 @@ class GaussianPath(abc.ABC):
         """The first time at which the proposals are finite (alpha is not zero)."""
 
     @abc.abstractmethod
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: Time) -> Array:
         """alpha_t, non-decreasing, 1 at t = 1."""
 
     @abc.abstractmethod
-    def alpha_dot(self, t: Array) -> Array:
+    def alpha_dot(self, t: Time) -> Array:
         """Time derivative of alpha."""
 
     @abc.abstractmethod
-    def variance(self, t: Array) -> Array:
+    def variance(self, t: Time) -> Array:
         """sigma_t^2, decreasing, exactly 0 at t = 1."""
 
     @abc.abstractmethod
-    def variance_dot(self, t: Array) -> Array:
+    def variance_dot(self, t: Time) -> Array:
         """Time derivative of sigma_t^2, finite at t = 1."""
 
     @abc.abstractmethod
-    def kernel(self, t: Array, r: Array) -> Kernel:
+    def kernel(self, t: Time, r: Time) -> Kernel:
         """a = alpha_t / alpha_r, log a and v = sigma_t^2 - a^2 sigma_r^2 in closed form."""
 
     @property
@@ -105,7 +105,7 @@ class GaussianPath(abc.ABC):
 
     # Derived schedules.
 
-    def diffusion_coefficient(self, t: Array) -> Array:
+    def diffusion_coefficient(self, t: Time) -> Array:
         """g*_t, with g*^2 = 2 (sigma^2 alpha'/alpha - sigma sigma'); its reverse is p_{t|r}."""
         return jnp.sqrt(2 * self._score_factor(float_time(t)))
 
@@ -138,7 +138,7 @@ class GaussianPath(abc.ABC):
         self.batch_shape(x)
         return jnp.all(jnp.isfinite(x), axis=-1)
 
-    def determined(self, x: Array, t: Array | None = None) -> Array:
+    def determined(self, x: Array, t: Time | None = None) -> Array:
         """[...] whether t = 1: before that no state fixes x_1."""
         batch = self.batch_shape(x)
         return jnp.zeros(batch, bool) if t is None else jnp.broadcast_to(t, batch) >= 1
@@ -222,11 +222,11 @@ class GaussianPath(abc.ABC):
 
     # Kernels.
 
-    def sample(self, key: Key, x_1: Array, t: Array) -> Array:
+    def sample(self, key: Key, x_1: Array, t: Time) -> Array:
         """[..., D] x_t ~ p_{t|1}(. | x_1); x_1 itself at t = 1."""
         return self._noise(key, x_1, 1.0, t, "x_1")
 
-    def noise(self, key: Key, x_r: Array, r: Array, t: Array) -> Array:
+    def noise(self, key: Key, x_r: Array, r: Time, t: Time) -> Array:
         """[..., D] x_t ~ p_{t|r}(. | x_r), for t <= r.
 
         Raises:
@@ -244,7 +244,7 @@ class GaussianPath(abc.ABC):
         eps = self.standard_normal(key, x.shape, x.dtype)
         return kernel.scale[..., None] * x + jnp.sqrt(kernel.variance)[..., None] * eps
 
-    def log_noising(self, x_t: Array, t: Array, x_r: Array, r: Array) -> Array:
+    def log_noising(self, x_t: Array, t: Time, x_r: Array, r: Time) -> Array:
         """log p_{t|r}(x_t | x_r).
 
         Args:
@@ -261,7 +261,7 @@ class GaussianPath(abc.ABC):
         kernel = self._kernel(x_t, t, r)
         return self.normal_log_density(x_t, kernel.scale[..., None] * x_r, kernel.variance)
 
-    def propose(self, key: Key, x_t: Array, t: Array, r: Array, num_samples: int) -> Array:
+    def propose(self, key: Key, x_t: Array, t: Time, r: Time, num_samples: int) -> Array:
         """[K, ..., D] x_r ~ q_{r|t}(. | x_t) = N(x_t / a, v / a^2 I), K = `num_samples`.
 
         Raises:
@@ -275,7 +275,7 @@ class GaussianPath(abc.ABC):
         eps = self.standard_normal(key, (num_samples, *x_t.shape[1:]), x_t.dtype)
         return (x_t + jnp.sqrt(kernel.variance)[..., None] * eps) / kernel.scale[..., None]
 
-    def log_normalizer(self, x_t: Array, t: Array, r: Array) -> Array:
+    def log_normalizer(self, x_t: Array, t: Time, r: Time) -> Array:
         """[...] log Z_{r|t} = -D log a, the integral of p_{t|r}(x_t | x_r) over x_r."""
         batch = self.batch_shape(x_t, "x_t")
         x_t = checks.wide(x_t)
@@ -284,7 +284,7 @@ class GaussianPath(abc.ABC):
 
     # Generators.
 
-    def conditional_generator(self, x_t: Array, t: Array, x_r: Array, r: Array) -> Array:
+    def conditional_generator(self, x_t: Array, t: Time, x_r: Array, r: Time) -> Array:
         """The conditional velocity a' x_r + v'/(2v) (x_t - a x_r), primes for d/dt.
 
         Args:
@@ -308,13 +308,13 @@ class GaussianPath(abc.ABC):
         )
         return scale_dot * x_r + rate * (x_t - scale * x_r)
 
-    def conditional_score(self, x_t: Array, t: Array, x_r: Array, r: Array) -> Array:
+    def conditional_score(self, x_t: Array, t: Time, x_r: Array, r: Time) -> Array:
         """[K, ..., D] gradient of `log_noising` in x_t: -(x_t - a x_r) / v; x_r [K, ..., D]."""
         x_t, x_r, t, r = self._pair(x_t, t, x_r, r)
         kernel = self._kernel(x_t, t, r)
         return (kernel.scale[..., None] * x_r - x_t) / kernel.variance[..., None]
 
-    def local_generator(self, log_density: ModelFn, x_t: Array, t: Array) -> Array:
+    def local_generator(self, log_density: ModelFn, x_t: Array, t: Time) -> Array:
         """[..., D] the marginal velocity of phi_t, from its gradient at x_t [..., D]; no samples.
 
         Args:
@@ -338,7 +338,7 @@ class GaussianPath(abc.ABC):
         score = jax.grad(total)(x_t.reshape(size, x_t.shape[-1])).reshape(x_t.shape)
         return self.velocity_from_score(self.project(score), x_t, t)
 
-    def velocity_from_score(self, score: Array, x: Array, t: Array) -> Array:
+    def velocity_from_score(self, score: Array, x: Array, t: Time) -> Array:
         """Marginal velocity u = (alpha'/alpha) x + (sigma^2 alpha'/alpha - sigma sigma') s.
 
         Args:
@@ -350,7 +350,7 @@ class GaussianPath(abc.ABC):
         score, x, rate, factor = self._conversion(score, "score", x, t)
         return rate * x + factor * score
 
-    def score_from_velocity(self, velocity: Array, x: Array, t: Array) -> Array:
+    def score_from_velocity(self, velocity: Array, x: Array, t: Time) -> Array:
         """[K, ..., D] the inverse of `velocity_from_score`; the linear path needs t < 1."""
         velocity, x, rate, factor = self._conversion(velocity, "velocity", x, t)
         return (velocity - rate * x) / factor

@@ -13,7 +13,7 @@ import numpy as np
 
 from egm import checks, collectives
 from egm.paths import local
-from egm.typing import Array, Key, ModelFn, PriorDraw
+from egm.typing import Array, Key, ModelFn, PriorDraw, Time
 
 __all__ = ["MaskedPath"]
 
@@ -54,11 +54,12 @@ class MaskedPath:
         checks.positive_int(num_steps, "num_steps")
         return jnp.linspace(0.0, 1.0, num_steps + 1) ** (1.0 / self.power)
 
-    def kappa(self, t: Array) -> Array:
+    def kappa(self, t: Time) -> Array:
         """Probability that a site is visible at time t."""
+        t = jnp.asarray(t)
         return t if self.power == 1 else t**self.power
 
-    def kappa_dot(self, t: Array) -> Array:
+    def kappa_dot(self, t: Time) -> Array:
         """Time derivative of `kappa`."""
         return jnp.ones_like(t) if self.power == 1 else self.power * t ** (self.power - 1)
 
@@ -91,7 +92,7 @@ class MaskedPath:
         """[..., L] bool, where the mask stands."""
         return self._tokens(x) == self.vocab_size
 
-    def determined(self, x: Array, t: Array | None = None) -> Array:
+    def determined(self, x: Array, t: Time | None = None) -> Array:
         """[...] bool, whether no site is masked, whatever the time."""
         del t
         return ~jnp.any(self.masked(x), axis=-1)
@@ -140,15 +141,15 @@ class MaskedPath:
         del moments
         return jnp.zeros(x_1.shape[: -1 if jnp.issubdtype(x_1.dtype, jnp.integer) else -2])
 
-    def sample(self, key: Key, x_1: Array, t: Array) -> Array:
+    def sample(self, key: Key, x_1: Array, t: Time) -> Array:
         """x_t int32 ~ p_{t|1}(. | x_1): every site is hidden with probability 1 - kappa_t."""
         return self._noise(key, x_1, 1.0, t, "x_1")
 
-    def noise(self, key: Key, x_r: Array, r: Array, t: Array) -> Array:
+    def noise(self, key: Key, x_r: Array, r: Time, t: Time) -> Array:
         """x_t ~ p_{t|r}(. | x_r): a visible site stays with probability kappa_t / kappa_r."""
         return self._noise(key, x_r, r, t, "x_r")
 
-    def _noise(self, key: Key, x_r: Array, r: Array, t: Array, name: str) -> Array:
+    def _noise(self, key: Key, x_r: Array, r: Time, t: Time, name: str) -> Array:
         checks.one_key(key)
         batch = self.batch_shape(x_r, name)
         x_r = self._tokens(x_r)
@@ -158,7 +159,7 @@ class MaskedPath:
         keep = jax.random.uniform(key, x_r.shape) < self._ratio(t, r)[..., None]
         return jnp.where(keep, x_r, self.vocab_size)
 
-    def log_noising(self, x_t: Array, t: Array, x_r: Array, r: Array) -> Array:
+    def log_noising(self, x_t: Array, t: Time, x_r: Array, r: Time) -> Array:
         """[...] log p_{t|r}(x_t | x_r); -inf where x_r cannot become x_t."""
         t, r = self._pair(x_t, t, r)
         x_t, x_r = self._same_sites(x_t, x_r)
@@ -170,7 +171,7 @@ class MaskedPath:
         per_site = jnp.where(self.masked(x_r), jnp.where(hidden, 0.0, -jnp.inf), per_site)
         return jnp.sum(per_site, axis=-1)
 
-    def propose(self, key: Key, x_t: Array, t: Array, r: Array, num_samples: int) -> Array:
+    def propose(self, key: Key, x_t: Array, t: Time, r: Time, num_samples: int) -> Array:
         """[K, ..., L] x_r ~ q_{r|t}(. | x_t).
 
         Visible sites stay; a masked one stays masked with probability 1/(1 + V(1 - kappa_t/kappa_r))
@@ -194,7 +195,7 @@ class MaskedPath:
         x_t = jnp.broadcast_to(self._tokens(x_t), shape)
         return jnp.where(self.masked(x_t), filled, x_t)
 
-    def log_normalizer(self, x_t: Array, t: Array, r: Array) -> Array:
+    def log_normalizer(self, x_t: Array, t: Time, r: Time) -> Array:
         """[...] log Z_{r|t}(x_t) = sum over r's states of p_{t|r}(x_t | .)."""
         t, r = self._pair(x_t, t, r)
         odds = self._odds(t, r)
@@ -204,7 +205,7 @@ class MaskedPath:
         visible = jnp.where(num_visible > 0, num_visible * _log(self._ratio(t, r)), 0.0)
         return visible + jnp.where(num_masked > 0, num_masked * per_masked, 0.0)
 
-    def conditional_generator(self, x_t: Array, t: Array, x_r: Array, r: Array) -> Array:
+    def conditional_generator(self, x_t: Array, t: Time, x_r: Array, r: Time) -> Array:
         """[..., L, V] the denoiser of the path that ends in x_r at r, at (x_t, t).
 
         Masked sites: (1 - kappa_t)/(kappa_r - kappa_t) where x_r shows v; visible sites: 1 at x_t.
@@ -220,7 +221,7 @@ class MaskedPath:
         token = jnp.where(hidden, x_r, x_t)
         return jnp.where(hidden, scale, 1.0)[..., None] * self._one_hot(token)
 
-    def local_generator(self, log_density: ModelFn, x_t: Array, t: Array) -> Array:
+    def local_generator(self, log_density: ModelFn, x_t: Array, t: Time) -> Array:
         """[..., L, V] the exact denoiser of phi: softmax over v of phi(x_t with site i <- v).
 
         `log_density` is evaluated once, on the L * V * N states of an array [L * V, N, L] that
@@ -243,7 +244,7 @@ class MaskedPath:
         visible = ~self.masked(x_t)[..., None]
         return jnp.where(visible, self._one_hot(x_t), jax.nn.softmax(logits, axis=-1))
 
-    def _pair(self, x_t: Array, t: Array, r: Array) -> tuple[Array, Array]:
+    def _pair(self, x_t: Array, t: Time, r: Time) -> tuple[Array, Array]:
         return checks.time_pair(t, r, self.batch_shape(x_t, "x_t"))
 
     def _tokens(self, x: Array) -> Array:
@@ -259,10 +260,10 @@ class MaskedPath:
             raise ValueError(f"x_r must end in the batch shape {batch} of x_t, got {wide}")
         return self._tokens(x_t), self._tokens(x_r)
 
-    def _ratio(self, t: Array, r: Array) -> Array:
+    def _ratio(self, t: Time, r: Time) -> Array:
         return self.kappa(t) / _safe(self.kappa(r))
 
-    def _odds(self, t: Array, r: Array) -> Array:
+    def _odds(self, t: Time, r: Time) -> Array:
         return self.vocab_size * jnp.maximum(self.kappa(r) - self.kappa(t), 0.0) / _safe(self.kappa(r))
 
     def _one_hot(self, tokens: Array) -> Array:
@@ -285,7 +286,7 @@ _LARGEST_VOCABULARY = 2**31 - 3
 """The mask, and one number above it for what is no token, are int32 too."""
 
 
-def _is_one(r: Array) -> bool:
+def _is_one(r: Time) -> bool:
     value = checks.concrete(r)
     return value is not None and bool(np.all(value == 1))
 

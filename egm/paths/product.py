@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from egm import checks, collectives, random
 from egm.paths import local
 from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Key, ModelFn, Path, PriorDraw, PyTree
+from egm.typing import Array, Key, ModelFn, Path, PriorDraw, PyTree, Time
 
 __all__ = ["ProductPath"]
 
@@ -111,7 +111,7 @@ class ProductPath:
         """[...] bool, whether every part is legal."""
         return functools.reduce(operator.and_, self._each("contains", self._parts(x, "x")))
 
-    def determined(self, x: PyTree, t: Array | None = None) -> Array:
+    def determined(self, x: PyTree, t: Time | None = None) -> Array:
         """[...] bool, whether every part fixes its x_1."""
         each = self._each("determined", self._parts(x, "x"), self._all(t))
         return functools.reduce(operator.and_, each)
@@ -155,29 +155,29 @@ class ProductPath:
 
     # Kernels.
 
-    def sample(self, key: Key, x_1: PyTree, t: Array) -> PyTree:
+    def sample(self, key: Key, x_1: PyTree, t: Time) -> PyTree:
         """x_t ~ p_{t|1}(. | x_1), with independent noise for each part."""
         self.batch_shape(x_1, "x_1")
         return self._map("sample", self._keys(key), self._parts(x_1, "x_1"), self._all(t))
 
-    def noise(self, key: Key, x_r: PyTree, r: Array, t: Array) -> PyTree:
+    def noise(self, key: Key, x_r: PyTree, r: Time, t: Time) -> PyTree:
         """x_t ~ p_{t|r}(. | x_r), for t <= r, with independent noise for each part."""
         self.batch_shape(x_r, "x_r")
         keys, parts = self._keys(key), self._parts(x_r, "x_r")
         return self._map("noise", keys, parts, self._all(r), self._all(t))
 
-    def log_noising(self, x_t: PyTree, t: Array, x_r: PyTree, r: Array) -> Array:
+    def log_noising(self, x_t: PyTree, t: Time, x_r: PyTree, r: Time) -> Array:
         """[K, ...] log p_{t|r}(x_t | x_r), the sum over the parts; x_r may have extra axes K."""
         return self._total("log_noising", *self._pair(x_t, t, x_r, r))
 
-    def propose(self, key: Key, x_t: PyTree, t: Array, r: Array, num_samples: int) -> PyTree:
+    def propose(self, key: Key, x_t: PyTree, t: Time, r: Time, num_samples: int) -> PyTree:
         """x_r ~ q_{r|t}(. | x_t), every part with a new leading axis K = `num_samples`."""
         self.batch_shape(x_t, "x_t")
         keys, parts = self._keys(key), self._parts(x_t, "x_t")
         times = self._all(t), self._all(r)
         return self._map("propose", keys, parts, *times, self._all(num_samples))
 
-    def log_normalizer(self, x_t: PyTree, t: Array, r: Array) -> Array:
+    def log_normalizer(self, x_t: PyTree, t: Time, r: Time) -> Array:
         """[...] log Z_{r|t}(x_t), the sum over the parts."""
         self.batch_shape(x_t, "x_t")
         parts = self._parts(x_t, "x_t")
@@ -185,11 +185,11 @@ class ProductPath:
 
     # Generators.
 
-    def conditional_generator(self, x_t: PyTree, t: Array, x_r: PyTree, r: Array) -> PyTree:
+    def conditional_generator(self, x_t: PyTree, t: Time, x_r: PyTree, r: Time) -> PyTree:
         """The pytree of the parts' conditional generators; x_r may have extra leading axes."""
         return self._map("conditional_generator", *self._pair(x_t, t, x_r, r))
 
-    def local_generator(self, log_density: ModelFn, x_t: PyTree, t: Array) -> PyTree:
+    def local_generator(self, log_density: ModelFn, x_t: PyTree, t: Time) -> PyTree:
         """The pytree of the parts' marginal generators, each from phi_t with the other parts held.
 
         A part may evaluate phi at M N points of its own for the N states of the flattened batch,

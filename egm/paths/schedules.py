@@ -14,7 +14,7 @@ import numpy as np
 
 from egm import checks
 from egm.paths.gaussian import GaussianPath, Kernel, float_time, increasing, noise_grid, set_positive
-from egm.typing import Array
+from egm.typing import Array, Time
 
 __all__ = ["LinearPath", "VarianceExplodingPath", "VariancePreservingPath"]
 
@@ -34,26 +34,26 @@ class LinearPath(GaussianPath):
     """
 
     sigma: float = 1.0
-    t_min: float = 1e-3
+    t_min: float = 1e-3  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self):
         set_positive(self, "sigma", "t_min")
         if self.t_min >= 1:
             raise ValueError(f"t_min must be below 1, got {self.t_min}")
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: Time) -> Array:
         return float_time(t)
 
-    def alpha_dot(self, t: Array) -> Array:
+    def alpha_dot(self, t: Time) -> Array:
         return jnp.ones_like(float_time(t))
 
-    def variance(self, t: Array) -> Array:
+    def variance(self, t: Time) -> Array:
         return jnp.square(self.sigma * (1 - float_time(t)))
 
-    def variance_dot(self, t: Array) -> Array:
+    def variance_dot(self, t: Time) -> Array:
         return -2 * self.sigma**2 * (1 - float_time(t))
 
-    def kernel(self, t: Array, r: Array) -> Kernel:
+    def kernel(self, t: Time, r: Time) -> Kernel:
         t, r = float_time(t), float_time(r)
         scale = t / r
         variance = self.sigma**2 * ((r - t) / r) * ((r * (1 - t) + t * (1 - r)) / r)
@@ -87,7 +87,7 @@ class VarianceExplodingPath(GaussianPath):
     sigma_min: float
     sigma_max: float
     length_scale: float = 1.0
-    t_min: ClassVar[float] = 0.0
+    t_min: ClassVar[float] = 0.0  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self):
         set_positive(self, "sigma_min", "sigma_max", "length_scale")
@@ -101,20 +101,20 @@ class VarianceExplodingPath(GaussianPath):
     def _log_range(self):
         return 2 * math.log(self.sigma_max / self.sigma_min)
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: Time) -> Array:
         return jnp.ones_like(float_time(t))
 
-    def alpha_dot(self, t: Array) -> Array:
+    def alpha_dot(self, t: Time) -> Array:
         return jnp.zeros_like(float_time(t))
 
-    def variance(self, t: Array) -> Array:
+    def variance(self, t: Time) -> Array:
         return self.sigma_min**2 * jnp.expm1(self._log_range * (1 - float_time(t)))
 
-    def variance_dot(self, t: Array) -> Array:
+    def variance_dot(self, t: Time) -> Array:
         grown = jnp.exp(self._log_range * (1 - float_time(t)))
         return -(self.sigma_min**2) * self._log_range * grown
 
-    def kernel(self, t: Array, r: Array) -> Kernel:
+    def kernel(self, t: Time, r: Time) -> Kernel:
         t, r = float_time(t), float_time(r)
         variance = (
             self.sigma_min**2 * jnp.exp(self._log_range * (1 - r)) * jnp.expm1(self._log_range * (r - t))
@@ -150,7 +150,7 @@ class VariancePreservingPath(GaussianPath):
     beta_min: float = 0.1
     beta_max: float = 20.0
     length_scale: float = 1.0
-    t_min: ClassVar[float] = 0.0
+    t_min: ClassVar[float] = 0.0  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __post_init__(self):
         set_positive(self, "beta_min", "beta_max", "length_scale")
@@ -167,20 +167,20 @@ class VariancePreservingPath(GaussianPath):
         """The integral of beta from t to r."""
         return (r - t) * 0.5 * (self._beta(t) + self._beta(r))
 
-    def alpha(self, t: Array) -> Array:
+    def alpha(self, t: Time) -> Array:
         return jnp.exp(-0.5 * self._integral(float_time(t), 1.0))
 
-    def alpha_dot(self, t: Array) -> Array:
+    def alpha_dot(self, t: Time) -> Array:
         return 0.5 * self._beta(float_time(t)) * self.alpha(t)
 
-    def variance(self, t: Array) -> Array:
+    def variance(self, t: Time) -> Array:
         return -jnp.expm1(-self._integral(float_time(t), 1.0))
 
-    def variance_dot(self, t: Array) -> Array:
+    def variance_dot(self, t: Time) -> Array:
         t = float_time(t)
         return -self._beta(t) * jnp.exp(-self._integral(t, 1.0))
 
-    def kernel(self, t: Array, r: Array) -> Kernel:
+    def kernel(self, t: Time, r: Time) -> Kernel:
         integral = self._integral(float_time(t), float_time(r))
         return Kernel(jnp.exp(-0.5 * integral), -0.5 * integral, -jnp.expm1(-integral))
 

@@ -67,8 +67,9 @@ def model(path: GaussianPath, generator: ModelFn, x: Array, t: Array) -> Gaussia
         field = checks.model_output(field, label, x.shape).astype(x.dtype)
         return path.project(field) if project else field
 
+    velocity: Any = part("velocity", out.velocity, True)
     return Gaussian(
-        part("velocity", out.velocity, True),
+        velocity,
         part("score", out.score, True),
         part("posterior_variance", out.posterior_variance, False),
     )

@@ -170,8 +170,9 @@ class AnyOrderProcess:
         return jnp.where(legal, -log_p, jnp.where(count == 0, 0.0, -jnp.inf))
 
     def _at_sites(self, generator: ModelFn, x: Array, t: Array, site: Array) -> Array:
-        if hasattr(generator, "at_sites"):
-            p = generator.at_sites(x, t, site)
+        at_sites = getattr(generator, "at_sites", None)
+        if at_sites is not None:
+            p = at_sites(x, t, site)
             return _normalised(checks.model_output(p, "generator", (x.shape[0], self.path.vocab_size)))
         p = denoiser_probabilities(self.path, generator, x, t)
         return jnp.take_along_axis(p, site[:, None, None], axis=1)[:, 0]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from egm import checks, random
 from egm.paths.product import ProductPath
-from egm.typing import Array, Key, ModelFn, Process, PyTree
+from egm.typing import Array, CountedProcess, FoldingProcess, Key, ModelFn, Process, PyTree
 
 __all__ = ["ProductProcess"]
 
@@ -93,11 +93,12 @@ class ProductProcess:
         t, r, size = self._times(x_t, t, r, "x_t")
         checks.function(generator, "generator")
         keys = random.split(random.example_keys(key, size), len(self._leaves))
-        state, total, folded = self._parts(x_t, "x_t"), 0.0, jnp.zeros(size, jnp.int32)
+        total: Any = 0.0
+        state, folded = self._parts(x_t, "x_t"), jnp.zeros(size, jnp.int32)
         for i in self._order:
             seen = self._seen_by(i, state, generator, r)
             process, start = self._leaves[i], self._start(i, t)
-            if hasattr(process, "step_with_folds"):
+            if isinstance(process, FoldingProcess):
                 state[i], term, here = process.step_with_folds(keys[i], state[i], seen, start, r)
                 folded = folded + here
             else:
@@ -108,7 +109,7 @@ class ProductProcess:
     def check_steps(self, num_steps: int, event_shape: PyTree) -> None:
         """Raises ValueError where a part cannot finish in so many steps."""
         for process, shape in zip(self._leaves, self._parts(event_shape, "event_shape"), strict=True):
-            if hasattr(process, "check_steps"):
+            if isinstance(process, CountedProcess):
                 process.check_steps(num_steps, shape)
 
     def reverse_step(self, key: Key, x_r: PyTree, generator: ModelFn, t: Array, r: Array) -> PyTree:
@@ -126,7 +127,8 @@ class ProductProcess:
         self.path.batch_shape(x_r, "x_r")
         t, r, _ = self._times(x_t, t, r, "x_t")
         checks.function(generator, "generator")
-        state, after, total = self._parts(x_t, "x_t"), self._parts(x_r, "x_r"), 0.0
+        total: Any = 0.0
+        state, after = self._parts(x_t, "x_t"), self._parts(x_r, "x_r")
         for i in self._order:
             seen = self._seen_by(i, state, generator, r)
             total = total + self._leaves[i].log_ratio(state[i], after[i], seen, self._start(i, t), r)

@@ -113,8 +113,8 @@ class SuperpositionProcess:
             raise ValueError(
                 f"weights must be one a process, {len(self.processes)} in all, got {len(weights)}"
             )
-        values = [checks.concrete(w) for w in weights]
-        if all(v is not None for v in values):
+        values = [v for v in map(checks.concrete, weights) if v is not None]
+        if len(values) == len(weights):
             bad = any(np.any(~(v >= 0)) for v in values)
             if bad or np.any(np.abs(sum(values) - 1) > _TOLERANCE):
                 raise ValueError(f"weights must be >= 0 and sum to 1, got {weights}")

@@ -86,9 +86,9 @@ class Layout:
         return sum(s.num_sites for s in self.leaves if isinstance(s, Tokens))
 
     @property
-    def vocab_size(self) -> int | None:
-        """V, the largest of the leaves; None without tokens."""
-        return max((s.vocab_size for s in self.leaves if isinstance(s, Tokens)), default=None)
+    def vocab_size(self) -> int:
+        """V, the largest of the leaves; 0 without tokens."""
+        return max((s.vocab_size for s in self.leaves if isinstance(s, Tokens)), default=0)
 
     @property
     def event_shape(self) -> Any:
@@ -116,7 +116,7 @@ class Layout:
     def to_user(self, state: State) -> tuple[PyTree, Array]:
         """(states of the user, log |det| [N] of the map from the library's) of the library's states."""
         x, h = self.split(state)
-        n = (h if x is None else x).shape[0]
+        n = jax.tree.leaves(state)[0].shape[0]
         found, log_det, at, site = [], jnp.zeros(n), 0, 0
         for space in self.leaves:
             if isinstance(space, Tokens):
@@ -158,7 +158,7 @@ class Layout:
         x, h = jnp.zeros((num, self.num_coordinates)), jnp.zeros((num, self.num_sites), jnp.int32)
         return self.to_user(self.joined(x, h))[0]
 
-    def energy(self, function: Callable[[PyTree], Array]) -> Callable[[State], Array]:
+    def energy(self, function: Callable[[PyTree], Array]) -> SpaceEnergy:
         """E on the library's states, the log-determinant inside, of a batched energy on the user's."""
         return SpaceEnergy(self, function)
 
@@ -170,14 +170,14 @@ class SpaceEnergy:
     layout: Layout
     function: Callable[[PyTree], Array]
 
-    def __call__(self, state: State) -> Array:
+    def __call__(self, x: State) -> Array:
         """[N] E, +inf where a site has a token that its leaf does not have."""
-        x, log_det = self.layout.to_user(state)
-        e = checks.model_output(self.function(x), "energy", log_det.shape)
+        user, log_det = self.layout.to_user(x)
+        e = checks.model_output(self.function(user), "energy", log_det.shape)
         e = checks.wide(e) - log_det
         sizes = self.layout.vocab_sizes
         if sizes.size and sizes.min() < self.layout.vocab_size:
-            tokens = self.layout.split(state)[1]
+            tokens = self.layout.split(x)[1]
             e = jnp.where(jnp.all(tokens < jnp.asarray(sizes)[None], axis=-1), e, jnp.inf)
         return e
 
@@ -211,7 +211,7 @@ def of(energy: Any) -> PyTree:
             return Real(shape) if particles is None else Particles(particles, dim)
         side = getattr(energy, "side", None)
         square = side is not None and (side**2,) == tuple(shape)
-        return Tokens(shape, vocab, periodic=(side, side) if square else False)
+        return Tokens(shape, vocab or 0, periodic=(side, side) if square else False)
 
     if isinstance(event, dict):
         return {name: one(name, shape) for name, shape in event.items()}

@@ -64,8 +64,8 @@ def _run_from_extremes(keys: Array, thresholds: Array, num_sweeps: Array, side: 
             # The spin goes up where at least `need` neighbours are up: thresholds increase.
             mine = bits[sites]
             need = sum((mine >= thresholds[c, k]).astype(jnp.int8) for k in range(5))
-            upper = upper.at[sites].set((sum(upper[j] for j in near) >= need).astype(jnp.int8))
-            lower = lower.at[sites].set((sum(lower[j] for j in near) >= need).astype(jnp.int8))
+            upper = upper.at[sites].set(jnp.asarray(sum(upper[j] for j in near) >= need, jnp.int8))
+            lower = lower.at[sites].set(jnp.asarray(sum(lower[j] for j in near) >= need, jnp.int8))
         return upper, lower
 
     shape = (side * side, *keys.shape)

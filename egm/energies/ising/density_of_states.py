@@ -55,6 +55,7 @@ def _root_of_unity(order: int, prime: int) -> int:
         root = pow(base, (prime - 1) // order, prime)
         if all(pow(root, order // q, prime) != 1 for q in factors):
             return root
+    raise AssertionError("there is none below the prime")
 
 
 def _power(base: np.ndarray, exponent: int, prime: int) -> np.ndarray:
@@ -104,7 +105,8 @@ def _density_modulo(side: int, points: int, prime: int) -> np.ndarray:
             result = result * (factor % prime) % prime
         return result
 
-    values = sum(product(odd, sign) for odd in (0, 1) for sign in (1, -1)) % prime * half % prime
+    values = np.asarray(sum(product(odd, sign) for odd in (0, 1) for sign in (1, -1)))
+    values = values % prime * half % prime
     # Inverse Fourier transform over the points square = w^j, by radix two.
     return _inverse_transform(values, _powers(int(square[1]), points, prime), prime)[: n * n + 1]
 

@@ -8,6 +8,8 @@ from the past on the device.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -266,7 +268,7 @@ class Ising:
         """
         checks.key_array(key)
         n = checks.positive_int(n, "n")
-        if isinstance(key, jax.core.Tracer):
+        if isinstance(key, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
             raise TypeError("key must be concrete: sample runs on the host and cannot be traced")
         if key.shape != ():
             raise ValueError(f"key must be one key, got shape {key.shape}")
@@ -306,7 +308,8 @@ class Ising:
 
     def _shifted(self, s: Array, *offsets: tuple[int, int]) -> Array:
         """Sum over offsets (down, right) of the spins that lie there."""
-        return sum(jnp.roll(s, (-down, -right), axis=(-2, -1)) for down, right in offsets)
+        rolled = [jnp.roll(s, (-down, -right), axis=(-2, -1)) for down, right in offsets]
+        return functools.reduce(operator.add, rolled)
 
     def _conditionals(self, s: Array) -> Array:
         near = self._shifted(s, (1, 0), (-1, 0), (0, 1), (0, -1))

@@ -50,7 +50,8 @@ def _row_classes(side: int, flip: bool) -> tuple[np.ndarray, np.ndarray]:
             np.minimum(least, rotated, out=least)
             if flip:
                 np.minimum(least, mask - rotated, out=least)
-    return freeze(*np.unique(least, return_counts=True))
+    least, sizes = freeze(*np.unique(least, return_counts=True))
+    return least, sizes
 
 
 def _row_logs(side: int, bond: float, field: float) -> tuple[np.ndarray, float]:

@@ -239,7 +239,8 @@ def _run(energy: Any) -> tuple[Array, Array, dict[str, Array], Array, Array]:
     starts = settings.thinning * jnp.arange(dropped + settings.num_kept // chains)
     _, out = jax.lax.scan(keep, carry, starts)
     x, h, observed, rates = jax.tree.map(lambda a: a[dropped:], out)
-    return x, h, observed, *(jnp.mean(rate, axis=0) for rate in rates)
+    accepted, swapped = (jnp.mean(rate, axis=0) for rate in rates)
+    return x, h, observed, accepted, swapped
 
 
 def _observables(energy: Any, x: Array, h: Array) -> dict[str, Array]:

@@ -36,7 +36,7 @@ def draw(energy: Any, key: Key, n: int) -> State:
       RuntimeError: the chains have not mixed.
     """
     n = state_checks.sample_size(key, n)
-    if isinstance(key, jax.core.Tracer):
+    if isinstance(key, jax.core.Tracer):  # pyright: ignore[reportAttributeAccessIssue]
         raise TypeError("key must be concrete: sample runs on the host and cannot be traced")
     if n > energy.reference.num_kept:
         raise ValueError(f"n must be at most {energy.reference.num_kept}, the pool's size, got {n}")
@@ -103,7 +103,7 @@ def _write(path: pathlib.Path, made: Reference) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
             temporary = file.name
-            np.savez(file, **parts)
+            np.savez(file, **parts)  # pyright: ignore[reportArgumentType]
         os.replace(temporary, path)
     except OSError:
         if temporary is not None:
