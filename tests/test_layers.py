@@ -42,14 +42,16 @@ LAYERS = [
     ["energymatch.schedules", "energymatch.couplings", "energymatch.images", "energymatch.preprocessing"],
     ["energymatch.potential"],
     ["energymatch.langevin"],
-    ["energymatch.tempering"],
+    ["energymatch.tempering", "energymatch.likelihood"],
     ["energymatch.losses"],
     ["energymatch.negatives"],
     ["energymatch.matching"],
-    ["energymatch.curvature", "energymatch.likelihood"],
+    ["energymatch.curvature"],
     ["energymatch.posterior"],
     ["energymatch.networks"],
     ["energymatch.convert"],
+    ["energymatch.model"],
+    ["energymatch.fitting"],
     ["energymatch"],
 ]
 """One entry a folder or a module of its own, the ground floor first."""

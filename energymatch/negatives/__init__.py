@@ -5,9 +5,10 @@ training carries, `draw(key, potential, epsilon_max, chains, batch)` the negativ
 The potential changes from call to call. Shape letters: M negatives, R rungs, *event the axes of a state.
 """
 
+from energymatch.negatives.proposed import Proposed
 from energymatch.negatives.restarted import Restarted, RestartedState
 from energymatch.negatives.short_run import ShortRun
 from energymatch.negatives.source import Negatives, NegativeSource
 from energymatch.negatives.tempered import Tempered
 
-__all__ = ["NegativeSource", "Negatives", "Restarted", "RestartedState", "ShortRun", "Tempered"]
+__all__ = ["NegativeSource", "Negatives", "Proposed", "Restarted", "RestartedState", "ShortRun", "Tempered"]

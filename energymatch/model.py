@@ -1,0 +1,383 @@
+"""An energy learned from data, in the user's own units: densities, samples, what is missing, dimension.
+
+`energymatch.fit` returns an `EnergyModel`. Its potential is V(z) = -log q(z) + f(z) in whitened coordinates
+z, q a mixture of normals fitted to the data and f a network; exp(-V)/Z is the data's density there. Since q
+is normalised, can be drawn from and is near the model, log Z, samples and conditional samples come by importance
+sampling from it, and carry the reliability of their weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from egm import checks, importance, metrics, random
+from egm.checkpoint import paths as folders
+from egm.typing import Array, Key, PyTree
+from energymatch import curvature, langevin, posterior
+from energymatch.likelihood import MixturePrior
+from energymatch.networks import MLPPotential
+
+__all__ = ["EnergyModel", "Whitening", "log_partition_of"]
+
+VERSION = 1
+"""Of the format of saved models."""
+
+
+class Whitening(NamedTuple):
+    """x = mean + z root, the data's mean and a square root of their covariance.
+
+    Attributes:
+      mean: [D].
+      root: [D, D].
+      inverse: [D, D].
+      log_det: log |det root|.
+    """
+
+    mean: np.ndarray
+    root: np.ndarray
+    inverse: np.ndarray
+    log_det: float
+
+    def apply(self, x: Array) -> Array:
+        """[N, D] z of x."""
+        return jnp.matmul(x - jnp.asarray(self.mean, x.dtype)[None], jnp.asarray(self.inverse, x.dtype))
+
+    def invert(self, z: Array) -> Array:
+        """[N, D] x of z."""
+        return jnp.asarray(self.mean, z.dtype)[None] + jnp.matmul(z, jnp.asarray(self.root, z.dtype))
+
+
+class EnergyModel:
+    """An energy of the data in the user's units. Made by `energymatch.fit` or `EnergyModel.load`.
+
+    Attributes:
+      event_shape: of one example.
+      whitening, base, network, params: what it is made of; `potential(z)` is V.
+      noise: [D] standard deviation of the noise that training added to columns of few values; the density
+        is that of data with it. Zeros elsewhere.
+      log_z: log of the integral of exp(-energy(x)) over x, in the user's units.
+      log_z_error: its standard error, inf where the weights say nothing.
+      log_z_upper: the bound from the other side, by the held-out data.
+      held_out: mean log-density of the held-out part, in nats; `base_held_out` that of the mixture alone.
+      converged, reason: whether the figures may be trusted, and why not.
+      history: what training measured, {name: [times]}.
+      seconds: of the fit.
+    """
+
+    def __init__(
+        self,
+        event_shape: tuple[int, ...],
+        whitening: Whitening,
+        base: MixturePrior,
+        network: Any,
+        params: PyTree,
+        *,
+        noise: np.ndarray,
+        figures: dict[str, Any] | None = None,
+        history: dict[str, np.ndarray] | None = None,
+    ):
+        self.event_shape, self.whitening, self.base = tuple(event_shape), whitening, base
+        self.network, self.params, self.noise = network, params, np.asarray(noise)
+        self._figures, self.history = figures or {}, history or {}
+
+    def __getattr__(self, name: str):
+        known = (
+            "log_z",
+            "log_z_error",
+            "log_z_upper",
+            "held_out",
+            "base_held_out",
+            "converged",
+            "reason",
+            "seconds",
+        )
+        if name in known:
+            return self.__dict__["_figures"].get(name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __repr__(self) -> str:
+        return f"EnergyModel({self.event_shape}, held_out={self.held_out}, log_z_error={self.log_z_error})"
+
+    # Densities.
+
+    def potential(self, z: Array) -> Array:
+        """[N] V in whitened coordinates z [N, D]; lower on data."""
+        return -self.base.log_density(z) + self.correction(z)
+
+    def correction(self, z: Array) -> Array:
+        """[N] f: what the network adds to the mixture's energy; 0 where no network was better."""
+        if self.params is None:
+            return jnp.zeros(z.shape[:1], z.dtype)
+        return self.network.apply(self.params, z)
+
+    def energy(self, x: Array) -> Array:
+        """[N] E(x) = V of x [N, *event], so that p(x) = exp(-E(x)) / Z; a function for `egm.fit`."""
+        return self.potential(self.whitening.apply(self._flat(x)))
+
+    def log_prob(self, x: Array) -> Array:
+        """[N] log-density of x [N, *event] in the user's units, in nats."""
+        return -self.energy(x) - self.log_z
+
+    def score(self, x: Array) -> Array:
+        """[N, *event] the gradient of the log-density."""
+        return -jax.grad(lambda y: jnp.sum(self.energy(y)))(jnp.asarray(x, float))
+
+    # Samples.
+
+    def sample(self, key: Key, num: int) -> Array:
+        """[num, *event] samples: draws of the mixture, resampled by weight and moved by MALA.
+
+        Exact in the limit of many draws; as good as the weights, whose reliability `log_z_error` tells.
+        """
+        num = checks.positive_int(num, "num")
+        k_draw, k_pick, k_move = random.split(checks.one_key(key), 3)
+        z = self.base.sample(k_draw, 4 * num)
+        return self._event(self._picked(k_pick, k_move, z, -self.correction(z), num))
+
+    def impute(self, key: Key, x: Array, observed: Array, num: int = 1) -> Array:
+        """Samples of what was not observed, given what was.
+
+        The mixture's own conditional density is drawn from exactly, draws are weighted by the network's
+        part, and one is picked by weight: no scale of noise is made up for the observed entries, which
+        come back as they are.
+
+        Args:
+          key: a typed key.
+          x: [N, *event]; what is not observed may be anything.
+          observed: bool, [N, *event] or [*event] for all rows.
+          num: samples a row.
+
+        Returns:
+          [num, N, *event].
+
+        Raises:
+          TypeError, ValueError: `observed` is no array of booleans of such a shape.
+        """
+        num = checks.positive_int(num, "num")
+        checks.one_key(key)
+        mask = np.asarray(observed)
+        if mask.dtype != bool:
+            raise TypeError(f"observed must be an array of booleans, got dtype {mask.dtype}")
+        rows = np.asarray(x, np.float64)
+        if rows.shape[1:] != self.event_shape:
+            raise ValueError(f"x must have shape [N, *{self.event_shape}], got {rows.shape}")
+        if mask.shape not in (rows.shape, self.event_shape):
+            raise ValueError(f"observed must have shape {rows.shape} or {self.event_shape}, got {mask.shape}")
+        rows = rows.reshape(len(rows), -1)
+        mask = np.broadcast_to(mask.reshape(-1, rows.shape[1]), rows.shape)
+        if not np.all(np.isfinite(rows[mask])):
+            raise ValueError("x must be finite where it is observed")
+        parts = [
+            self._imputed(random.derive(key, f"row {i}"), rows[i], mask[i], num) for i in range(len(rows))
+        ]
+        return jnp.asarray(np.stack(parts, axis=1), float).reshape(num, len(rows), *self.event_shape)
+
+    def _imputed(self, key, row, seen, num):
+        """[num, D] samples of one row."""
+        if seen.all():
+            return np.broadcast_to(row, (num, row.size)).copy()
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        log_w, mean, root = self._components
+        hidden = ~seen
+        if seen.any():
+            gap = row[seen] - mean[:, seen]
+            covariance = np.einsum("kij,klj->kil", root, root)
+            inner = covariance[:, seen][:, :, seen]
+            gain = np.linalg.solve(inner, covariance[:, seen][:, :, hidden])
+            log_w = log_w - 0.5 * np.einsum("ki,ki->k", gap, np.linalg.solve(inner, gap[..., None])[..., 0])
+            log_w = log_w - 0.5 * np.linalg.slogdet(inner)[1]
+            mean = mean[:, hidden] + np.einsum("kij,ki->kj", gain, gap)
+            left = covariance[:, hidden][:, :, hidden] - np.einsum(
+                "kij,kil->kjl", covariance[:, seen][:, :, hidden], gain
+            )
+            values, vectors = np.linalg.eigh(left)
+            root = vectors * np.sqrt(np.maximum(values, 0.0))[:, None]
+        else:
+            mean, root = mean[:, hidden], root[:, hidden]
+        size = max(512, 16 * num)
+        p = np.exp(log_w - log_w.max())
+        which = rng.choice(len(p), size, p=p / p.sum())
+        x = np.tile(row, (size, 1))
+        x[:, hidden] = mean[which] + np.einsum(
+            "nij,nj->ni", root[which], rng.normal(size=(size, root.shape[2]))
+        )
+        f = np.asarray(self._jitted_correction(self.params, self.whitening.apply(jnp.asarray(x, float))))
+        weights = np.exp(-(f - np.nanmin(f)))
+        weights = np.where(np.isfinite(weights), weights, 0.0)
+        return x[rng.choice(size, num, replace=True, p=weights / weights.sum())]
+
+    @functools.cached_property
+    def _jitted_correction(self):
+        @jax.jit
+        def run(params, z):
+            return jnp.zeros(z.shape[:1]) if params is None else self.network.apply(params, z)
+
+        return run
+
+    @functools.cached_property
+    def _components(self):
+        """(log weights [C], means [C, D], roots [C, D, D]) of the mixture in the user's units, in float64."""
+        mean = self.whitening.mean + np.asarray(self.base.mean, np.float64) @ self.whitening.root
+        scale = np.asarray(self.base.scale, np.float64)
+        if scale.shape == self.base.mean.shape:
+            scale = scale[:, :, None] * np.eye(scale.shape[1])
+        root = np.einsum("ji,cjk->cik", self.whitening.root, scale)
+        return np.asarray(self.base.log_weights, np.float64), mean, root
+
+    def posterior(
+        self, key: Key, operator: Callable[[Array], Array], y: Array, *, scale: float | Array, num: int = 1024
+    ) -> posterior.PosteriorSamples:
+        """Samples of x given y = A(x) + noise of standard deviation `scale` (`energymatch.posterior.sample`).
+
+        Args:
+          key: a typed key.
+          operator: A, of x [N, *event], see `energymatch.operators`.
+          y: one measurement.
+          scale: of its noise, in the units of y.
+          num: samples, a multiple of 16.
+
+        Returns:
+          `PosteriorSamples`, x in the user's units.
+        """
+        measured = posterior.gaussian_measurement(lambda z: operator(self._event(z)), y, scale)
+        found = posterior.sample(
+            key, self.potential, energies=(measured,), epsilon=1.0, prior=self.base, num_samples=num
+        )
+        return found._replace(x=self._event(found.x))
+
+    def dimension(self, x: Array, threshold: float = 3.0) -> Array:
+        """[N] local intrinsic dimension at x, in whitened coordinates.
+
+        By `curvature.local_intrinsic_dimension`.
+
+        A direction counts where the curvature of V is below `threshold`; 1 is that of a normal density as
+        wide as the data.
+        """
+        z = self.whitening.apply(self._flat(x))
+        return curvature.local_intrinsic_dimension(self.potential, z, threshold=threshold)
+
+    def report(self) -> str:
+        """What was found and how far it may be trusted, as a table in text."""
+        rows = [
+            ("event", repr(self.event_shape)),
+            ("held-out log-density", f"{self.held_out:.4g} nats (mixture alone {self.base_held_out:.4g})"),
+            ("log Z", f"{self.log_z:.4g} +- {self.log_z_error:.2g}, from above {self.log_z_upper:.4g}"),
+            ("components", str(self.base.log_weights.size)),
+            ("network", "none: it was no better" if self.params is None else repr(self.network)[:60]),
+            ("converged", "yes" if self.converged else f"no: {self.reason}"),
+            ("seconds", f"{self.seconds:.0f}"),
+        ]
+        if self.noise.any():
+            rows.append(("noise added to columns", str(np.flatnonzero(self.noise).tolist())))
+        return "\n".join(f"{name:<24} {value}" for name, value in rows)
+
+    # Storage.
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write the model into a new folder: arrays by orbax, the rest as JSON, nothing pickled.
+
+        Raises:
+          ValueError: the folder exists and is not empty. TypeError: the network is not the model's own.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        root = folders.resolve(folder)
+        if os.path.isdir(root) and os.listdir(root):
+            raise ValueError(f"folder must be new or empty, got {root}")
+        folders.make(root)
+        plain = {k: np.asarray(v).item() if not isinstance(v, str) else v for k, v in self._figures.items()}
+        about = {
+            "version": VERSION,
+            "event_shape": list(self.event_shape),
+            "log_det": float(self.whitening.log_det),
+            "network": [self.network.width, self.network.depth]
+            if isinstance(self.network, MLPPotential)
+            else None,
+            "has_params": self.params is not None,
+            "figures": plain,
+            "history": {k: np.asarray(v).tolist() for k, v in self.history.items()},
+        }
+        arrays = {
+            "base": {n: np.asarray(a) for n, a in self.base._asdict().items()},
+            "whitening": {n: np.asarray(a) for n, a in self.whitening._asdict().items() if n != "log_det"},
+            "noise": self.noise,
+            "params": {} if self.params is None else jax.device_get(self.params),
+        }
+        arrays = {name: value for name, value in arrays.items() if jax.tree.leaves(value)}
+        ocp.save(os.path.join(root, "arrays"), arrays)
+        with open(os.path.join(root, "model.json"), "w", encoding="utf-8") as file:
+            json.dump(about, file)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], *, network: Any = None) -> EnergyModel:
+        """A saved model.
+
+        Args:
+          folder: as saved.
+          network: that given to `fit`, where one was.
+
+        Raises:
+          ValueError: the folder holds no model, or one of another format.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        root = folders.resolve(folder)
+        try:
+            with open(os.path.join(root, "model.json"), encoding="utf-8") as file:
+                about = json.load(file)
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError) as error:
+            raise ValueError(f"folder must hold a saved model, got {root}: {error}") from error
+        if about.get("version") != VERSION:
+            raise ValueError(f"the model in {root} has format {about.get('version')}, this is {VERSION}")
+        arrays: Any = jax.tree.map(np.asarray, ocp.load(os.path.join(root, "arrays")))
+        base = MixturePrior(**{n: jnp.asarray(a) for n, a in arrays["base"].items()})
+        whitening = Whitening(**arrays["whitening"], log_det=about["log_det"])
+        if network is None and about["network"] is not None:
+            network = MLPPotential(width=about["network"][0], depth=about["network"][1])
+        return cls(
+            tuple(about["event_shape"]),
+            whitening,
+            base,
+            network,
+            arrays.get("params") if about["has_params"] else None,
+            noise=arrays["noise"],
+            figures=about["figures"],
+            history={k: np.asarray(v) for k, v in about["history"].items()},
+        )
+
+    def _picked(self, k_pick, k_move, z, log_weights, num):
+        """[num, D] states picked by weight, set apart by Metropolis-adjusted moves that keep the model."""
+        weights = importance.snis(log_weights).weights
+        place = (jnp.arange(num) + jax.random.uniform(k_pick)) / num
+        total = jnp.cumsum(weights)
+        z = z[jnp.clip(jnp.searchsorted(total, place * total[-1], side="right"), 0, len(total) - 1)]
+        z = z[jax.random.permutation(random.derive(k_pick, "order"), num)]
+        moved = langevin.sample(
+            k_move, self.potential, z, num_steps=20, step_size=0.01, temperature=lambda t: 1.0, method="mala"
+        )
+        return moved.x
+
+    def _flat(self, x: Array) -> Array:
+        x = checks.wide(checks.float_array(jnp.asarray(x), "x", min_ndim=1))
+        if x.shape[1:] != self.event_shape:
+            raise ValueError(f"x must have shape [N, *{self.event_shape}], got {x.shape}")
+        return x.reshape(x.shape[0], -1)
+
+    def _event(self, z: Array) -> Array:
+        x = self.whitening.invert(z)
+        return x.reshape(x.shape[0], *self.event_shape)
+
+
+def log_partition_of(key: Key, model: EnergyModel, num: int) -> tuple[float, float]:
+    """(log Z in the user's units, its error) by importance sampling from the mixture."""
+    z = model.base.sample(key, num)
+    summary = jax.device_get(metrics.summarize(-model.correction(z)))
+    return float(summary.log_z) + model.whitening.log_det, float(summary.log_z_error)
