@@ -24,7 +24,7 @@ from egm import checks, random, training
 from egm.typing import Array, Key
 from energymatch import couplings, losses, matching, preprocessing
 from energymatch.likelihood import MixturePrior, log_partition, log_partition_upper, mixture_fit
-from energymatch.model import EnergyModel, Whitening, log_partition_of
+from energymatch.model import EnergyModel, Whitening, log_partition_of, network_of
 from energymatch.negatives import Proposed
 from energymatch.networks import MLPPotential
 
@@ -249,8 +249,7 @@ def _bandwidth(rng: np.random.Generator, z: np.ndarray, means: np.ndarray) -> fl
 
 
 def _network(shape: tuple[int, int]) -> MLPPotential:
-    width = 64 if shape[0] < 1000 else 128
-    return MLPPotential(width=width, depth=3)
+    return network_of(shape[1], 64 if shape[0] < 1000 else 128)
 
 
 # The network's part.
@@ -282,7 +281,7 @@ class _Training:
             return None, {}, stopped
         params = self._start(k_params)
         say.phase("compiling the training step")
-        rate, since, done, count = 1e-3, 0, 0, 0
+        rate, since, done, count = 2e-3, 0, 0, 0
         optimizer = _adam()
         config = matching.MatchingConfig(
             epsilon_max=1.0, negatives=Proposed(self._base, 4 * self._batch), gate=losses.energy_gate

@@ -25,7 +25,7 @@ from energymatch import curvature, langevin, posterior
 from energymatch.likelihood import MixturePrior
 from energymatch.networks import MLPPotential
 
-__all__ = ["EnergyModel", "Whitening", "log_partition_of"]
+__all__ = ["EnergyModel", "Whitening", "log_partition_of", "network_of", "waves"]
 
 VERSION = 1
 """Of the format of saved models."""
@@ -53,6 +53,17 @@ class Whitening(NamedTuple):
     def invert(self, z: Array) -> Array:
         """[N, D] x of z."""
         return jnp.asarray(self.mean, z.dtype)[None] + jnp.matmul(z, jnp.asarray(self.root, z.dtype))
+
+
+def network_of(dim: int, width: int, depth: int = 3) -> MLPPotential:
+    """The network of a table of D columns; in few dimensions it sees waves as well, for thin structures."""
+    return MLPPotential(width=width, depth=depth, features=waves if dim <= 4 else None)
+
+
+def waves(z: Array) -> Array:
+    """[N, 11 D] z with sines and cosines of it at frequencies 1, 2, 4, 8 and 16."""
+    angles = jnp.concatenate([z * 2.0**k for k in range(5)], axis=1)
+    return jnp.concatenate([z, jnp.sin(angles), jnp.cos(angles)], axis=1)
 
 
 class EnergyModel:
@@ -341,7 +352,7 @@ class EnergyModel:
         base = MixturePrior(**{n: jnp.asarray(a) for n, a in arrays["base"].items()})
         whitening = Whitening(**arrays["whitening"], log_det=about["log_det"])
         if network is None and about["network"] is not None:
-            network = MLPPotential(width=about["network"][0], depth=about["network"][1])
+            network = network_of(len(arrays["noise"]), *about["network"])
         return cls(
             tuple(about["event_shape"]),
             whitening,
