@@ -12,13 +12,15 @@ F_t(x) ~ sum_k w_k F_{t|r}^{x_r^k}(x) and phi_t = log Z_{r|t} + log E_q exp phi_
 Where to start: `iteration.make_iteration` trains a sampler from an energy; README has it for tokens, for
 R^d and for mixed states.
 
-    the paper's parts   paths, processes, heads, bootstrap, losses, divergences, importance
+    the paper's parts   paths, processes, heads, bootstrap (horizons, proposals), losses, divergences,
+                        importance
     algorithms          weighted, naive, bootstrapped, local; annealing of the energy
     the outer loop      iteration, buffer, training, devices (many of them), checkpoint (and a loop)
     targets             energies; scales finds a target's lengths from its energy alone
     a trained sampler   simulate, path_log_weights, metrics, evidence (has it lost modes?)
     networks            Flax modules; closed_forms to add them to
-    your own parts      typing has the Protocols; smoothness tells whether grad E may be used
+    your own parts      typing has the Protocols; smoothness tells whether grad E may be used,
+                        symmetry whether E is even
 
 `egm.networks` (Flax) and `egm.checkpoint` (orbax) are imported when they are first used.
 """
@@ -34,16 +36,19 @@ from egm import (
     energies,
     evidence,
     heads,
+    horizons,
     importance,
     iteration,
     losses,
     metrics,
     paths,
     processes,
+    proposals,
     random,
     scales,
     smoothness,
     summation,
+    symmetry,
     training,
 )
 from egm.estimators import estimate
@@ -68,6 +73,7 @@ __all__ = [
     "estimate",
     "evidence",
     "heads",
+    "horizons",
     "importance",
     "iteration",
     "losses",
@@ -75,12 +81,14 @@ __all__ = [
     "path_log_weights",
     "paths",
     "processes",
+    "proposals",
     "random",
     "scales",
     "simulate",
     "simulate_reverse",
     "smoothness",
     "summation",
+    "symmetry",
     "training",
 ]
 
