@@ -76,7 +76,7 @@ def make(case, energy, params):
         target = einsum_estimate(keys[0], energy, x_t, case["K"])
         return HEAD.divergence(target, apply(p, x_t, t), x_t), {}
 
-    boot = algorithms.Bootstrap(PATH, HEAD, apply, apply_g, step=STEP, **size)
+    boot = algorithms.Bootstrap.published(PATH, HEAD, apply, apply_g, step=STEP, **size)
     generator, g = params["generator"], params["log_marginal"]
     loss, own = {
         "naive": (algorithms.Naive(PATH, HEAD, apply, **size).loss, generator),

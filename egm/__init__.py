@@ -16,13 +16,15 @@ Where to start: `fit` makes a `Sampler` of an energy and its space (`spaces`), w
 one by hand, `iteration.make_iteration` trains any path, process and network.
 
     the front door      fit, Sampler, spaces; pilot: what is found of an energy before training
-    the paper's parts   paths, processes, heads, bootstrap, losses, divergences, importance
+    the paper's parts   paths, processes, heads, bootstrap (horizons, proposals), losses, divergences,
+                        importance
     algorithms          weighted, naive, bootstrapped, local; annealing of the energy
     the outer loop      iteration, buffer, training, devices (many of them), checkpoint (and a loop)
     targets             energies; scales finds a target's lengths from its energy alone
     a trained sampler   simulate, path_log_weights, metrics, evidence (has it lost modes?)
     networks            Flax modules; closed_forms to add them to
-    your own parts      typing has the Protocols; smoothness tells whether grad E may be used
+    your own parts      typing has the Protocols; smoothness tells whether grad E may be used,
+                        symmetry whether E is even
 
 `egm.networks` (Flax), `egm.checkpoint` (orbax) and the front door are imported when they are first used.
 """
@@ -38,16 +40,19 @@ from egm import (
     energies,
     evidence,
     heads,
+    horizons,
     importance,
     iteration,
     losses,
     metrics,
     paths,
     processes,
+    proposals,
     random,
     scales,
     smoothness,
     summation,
+    symmetry,
     training,
 )
 from egm.estimators import estimate
@@ -72,6 +77,7 @@ __all__ = [
     "estimate",
     "evidence",
     "heads",
+    "horizons",
     "importance",
     "iteration",
     "losses",
@@ -79,12 +85,14 @@ __all__ = [
     "path_log_weights",
     "paths",
     "processes",
+    "proposals",
     "random",
     "scales",
     "simulate",
     "simulate_reverse",
     "smoothness",
     "summation",
+    "symmetry",
     "training",
 ]
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, random
+from egm.horizons import FixedStep
 from egm.paths.local import flat_call, with_tokens
 from egm.typing import Array, Energy, Key, LocalPath, ModelFn, Path, State, Time
 
@@ -43,10 +44,7 @@ def intermediate_time(t: Time, step: float) -> Array:
     Raises:
       ValueError: `step` is not in (0, 1].
     """
-    if checks.positive_float(step, "step") > 1:
-        raise ValueError(f"step must be in (0, 1], got {step}")
-    t = checks.float_array(t, "t")
-    return jnp.minimum(t + step, 1.0)
+    return FixedStep(step).look_ahead(None, None, checks.float_array(t, "t"))
 
 
 def terminal(energy: Energy) -> ModelFn:

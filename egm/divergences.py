@@ -122,6 +122,25 @@ def exponential(target: Array, prediction: Array, max_difference: float = 20.0) 
     return jnp.expm1(capped) + tangent - d
 
 
+def squared_difference(target: Array, prediction: Array) -> Array:
+    """(target - prediction)^2, for log-marginals whose targets have no noise.
+
+    For a random target the minimiser is its mean, below the log of the mean exponential by half the
+    target's variance. Unlike that of `exponential` its gradient grows no faster than the error.
+
+    Args:
+      target: [B] log-marginals. prediction: [B] the model's.
+
+    Returns:
+      [B].
+
+    Raises:
+      ValueError: the shapes differ.
+    """
+    target, prediction = _checked(target, prediction, min_ndim=0)
+    return (target - prediction) ** 2
+
+
 def _checked(
     target: Array, prediction: Array, name: str = "prediction", min_ndim: int = 1
 ) -> tuple[Array, Array]:

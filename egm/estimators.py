@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, importance, random
-from egm.typing import Array, Estimate, Key, ModelFn, Path, State, Time
+from egm.typing import Array, Draw, Estimate, Key, ModelFn, Path, Proposal, State, Time
 
 __all__ = ["BLOCK", "check_chunk_size", "estimate"]
 
@@ -32,6 +32,7 @@ def estimate(
     num_samples: int,
     chunk_size: int | None = None,
     axis_name: str | None = None,
+    proposal: Proposal | None = None,
 ) -> Estimate:
     """SNIS estimate of the marginal generator and the log-marginal at (x_t, t).
 
@@ -51,6 +52,8 @@ def estimate(
       chunk_size: most samples an example that are held at once on a device, a multiple of 128; None for
         all of them.
       axis_name: mapped axis over which the K samples are split; x_t, t, r and key are the same on it.
+      proposal: what draws the samples, with its weight; None for the path's own q_{r|t}. See
+        `egm.proposals`.
 
     Returns:
       Estimate. Log-densities of NaN or +inf have weight zero, are counted, and stay in K. Examples with
@@ -65,6 +68,8 @@ def estimate(
     """
     checks.instance(path, Path, "path")
     checks.function(log_density, "log_density")
+    if proposal is not None:
+        checks.instance(proposal, Proposal, "proposal")
     batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
         raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
@@ -96,7 +101,10 @@ def estimate(
 
         def one(example_key, x, t_, r_):
             here = jax.random.fold_in(example_key, block)
-            return path.propose(here, x, t_, 1.0 if naive else r_, BLOCK)
+            if proposal is None:
+                return path.propose(here, x, t_, 1.0 if naive else r_, BLOCK)
+            shared = random.derive(example_key, "proposal")
+            return proposal.propose(Draw(here, shared, BLOCK, num_samples), path, x, t_, r_)
 
         return jax.vmap(one, out_axes=1)(keys, x_t, safe_t, safe_r)
 
@@ -108,6 +116,8 @@ def estimate(
         flat_r = collectives.merge(jnp.broadcast_to(safe_r, (size, *batch)))
         log_w = checks.model_output(log_density(flat, flat_r), "log_density", flat_r.shape)
         log_w = collectives.unmerge(log_w, size)
+        if proposal is not None:
+            log_w = log_w + proposal.log_weight(path, x_t, safe_t, x_r, safe_r)
         values = path.conditional_generator(x_t, safe_t, x_r, safe_r)
         if whole:
             return importance.running_chunk(log_w, values)

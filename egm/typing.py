@@ -290,6 +290,44 @@ class Path(Protocol):
         ...
 
 
+class Draw(NamedTuple):
+    """What an estimate asks a proposal for: a block of its samples, for each example.
+
+    Attributes:
+      key: this block's.
+      shared_key: the same for all blocks of an example.
+      size: samples in a block; the last block may be cut.
+      num_samples: K, the samples of the whole estimate.
+    """
+
+    key: Key
+    shared_key: Key
+    size: int
+    num_samples: int
+
+
+@runtime_checkable
+class Proposal(Protocol):
+    """Another proposal than the path's own q_{r|t}, with the weight that mends it."""
+
+    def propose(self, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:
+        """[draw.size, ...] x_r; every x_r of positive probability under p_{t|r}(x_t | .) may come."""
+        ...
+
+    def log_weight(self, path: Path, x_t: State, t: Array, x_r: State, r: Array) -> Array:
+        """[size, ...] log p_{t|r}(x_t | x_r) - log Z_{r|t}(x_t) - log q(x_r)."""
+        ...
+
+
+@runtime_checkable
+class Horizon(Protocol):
+    """How far ahead a bootstrapped estimate looks."""
+
+    def look_ahead(self, path: Path, x_t: State, t: Array) -> Array:
+        """[B] r, above t and at most 1; for one batch axis B."""
+        ...
+
+
 @runtime_checkable
 class LocalPath(Path, Protocol):
     """A path that also gives local bootstrapping a target, as `egm.algorithms.LocalBootstrap` needs."""

@@ -20,7 +20,7 @@ LAYERS = [
     ["egm.random", "egm.summation"],
     ["egm.importance", "egm.divergences", "egm.smoothness"],
     ["egm.paths"],
-    ["egm.target", "egm.processes", "egm.energies"],
+    ["egm.target", "egm.processes", "egm.energies", "egm.horizons", "egm.proposals", "egm.symmetry"],
     ["egm.bootstrap"],
     ["egm.estimators"],
     ["egm.losses", "egm.heads"],

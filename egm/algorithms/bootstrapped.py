@@ -1,4 +1,4 @@
-"""Bootstrapped EGM (arXiv 2505.19646): estimates at r = t + h, weighted by a learned exp(phi_r)."""
+"""Bootstrapped EGM (arXiv 2505.19646): estimates at r = r(t), weighted by a learned exp(phi_r)."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from egm import bootstrap, losses, random
+from egm import bootstrap, checks, divergences, horizons, losses, proposals, random
 from egm.algorithms._shared import check_fields, check_samples, compare, estimate_metrics, with_skip
 from egm.estimators import estimate
-from egm.typing import Apply, Energy, Head, ModelFn, Path, PyTree
+from egm.typing import Apply, Energy, Head, Horizon, ModelFn, Path, Proposal, PyTree
 
 __all__ = ["Bootstrap"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
-    """Bootstrapped EGM: both the generator and phi regress on estimates through phi at r = t + step.
+    """Bootstrapped EGM: both the generator and phi regress on estimates through phi at r = r(t).
 
     Parameters are a dict {"generator": ..., "log_marginal": ...}; phi_r takes the target parameters,
-    and -E where r = 1.
+    and -E where r = 1. `published` has the paper's settings; docs/algorithms.md says why the defaults
+    are others.
 
     Attributes:
       path: the path.
@@ -29,26 +30,41 @@ class Bootstrap:
       apply: the generator network.
       apply_log_marginal: g, `[N] = apply_log_marginal(params, x, t)`.
       num_samples: K.
-      step: h = r - t.
+      step: how far ahead an estimate looks: a `Horizon` (`egm.horizons`), or a number h for r = t + h.
       chunk_size: most samples held at once, as in `egm.estimate`.
       skip: a closed form that is added to the network's g, `ModelFn = skip(energy)`, made of the
         annealed energy; `egm.networks.energy_log_marginal` is one.
+      draws_by_weight: whether x_1 is drawn by path weight.
+      proposal: what draws the samples (`egm.proposals`); None for the path's own q_{r|t}.
+      divergence: of g's targets, `[B] = divergence(target, prediction)`: squared error has no bias where
+        the target has no noise, `divergences.exponential` none where it has.
     """
 
     path: Path
     head: Head
     apply: Apply
     apply_log_marginal: Apply
-    num_samples: int = 1000
-    step: float = 0.01
+    num_samples: int = 32
+    step: float | Horizon = horizons.Nats()
     chunk_size: int | None = 1024
     skip: Callable[[Energy], ModelFn] | None = None
     draws_by_weight: bool = False
+    proposal: Proposal | None = proposals.SharedReveal()
+    divergence: Callable[[Any, Any], Any] = divergences.squared_difference
 
     def __post_init__(self):
-        check_fields(self, ("apply", "apply_log_marginal"))
+        check_fields(self, ("apply", "apply_log_marginal", "divergence"))
         check_samples(self)
-        bootstrap.intermediate_time(0.0, self.step)
+        if not isinstance(self.step, Horizon):
+            horizons.FixedStep(self.step)
+        if self.proposal is not None:
+            checks.instance(self.proposal, Proposal, "proposal")
+
+    @classmethod
+    def published(cls, path: Path, head: Head, apply: Apply, apply_log_marginal: Apply, **fields: Any):
+        """With the paper's settings, K = 1000 and r = t + .01 by q_{r|t}; `fields` are the others'."""
+        settings = dict(num_samples=1000, step=0.01, proposal=None, divergence=divergences.exponential)
+        return cls(path, head, apply, apply_log_marginal, **(settings | fields))
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
         """K a training example, an upper bound: most have r < 1; and those of the head."""
@@ -67,19 +83,22 @@ class Bootstrap:
         def g(p):
             return with_skip(self.apply_log_marginal, p["log_marginal"], self.skip, energy)
 
+        horizon = self.step if isinstance(self.step, Horizon) else horizons.FixedStep(self.step)
         est = estimate(
             k_estimate,
             self.path,
             bootstrap.boundary(energy, g(target_params), self.path),
             x_t,
             t,
-            bootstrap.intermediate_time(t, self.step),
+            horizon.look_ahead(self.path, x_t, t),
             num_samples=self.num_samples,
             chunk_size=self.chunk_size,
+            proposal=self.proposal,
         )
         output = self.apply(params["generator"], x_t, t)
         generator_loss, metrics = compare(self.head, est, output, x_t, t, energy)
         target = est.log_marginal - self.path.log_normalizer(x_t, t, jnp.ones_like(t))
         prediction = g(params)(x_t, t)
-        phi_loss = losses.log_marginal_loss(target, prediction, est.valid & ~self.path.determined(x_t))
+        learns = est.valid & ~self.path.determined(x_t)
+        phi_loss = losses.log_marginal_loss(target, prediction, learns, self.divergence)
         return generator_loss + phi_loss, metrics | estimate_metrics(est)

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from egm import bootstrap, checks, losses, random
+from egm import bootstrap, checks, divergences, losses, random
 from egm.algorithms._shared import check_fields, with_skip
-from egm.typing import Apply, Array, Energy, ModelFn, Path, PyTree
+from egm.typing import Apply, Energy, ModelFn, Path, PyTree
 
 __all__ = ["LocalBootstrap"]
 
@@ -57,12 +57,10 @@ class LocalBootstrap:
         target = bootstrap.local_target(k_local, g, self.path, x_t, t, self.num_steps)
         prediction = self._g(params, energy)(x_t, t)
         # The target is exact given the target parameters: no mean of an exponential is being estimated.
-        loss = losses.log_marginal_loss(target, prediction, ~self.path.determined(x_t), _squared)
+        loss = losses.log_marginal_loss(
+            target, prediction, ~self.path.determined(x_t), divergences.squared_difference
+        )
         return loss, {}
 
     def _g(self, params, energy):
         return with_skip(self.apply, params, self.skip, energy)
-
-
-def _squared(target: Array, prediction: Array) -> Array:
-    return (target - prediction) ** 2

@@ -18,7 +18,10 @@ import egm
 from egm import algorithms, heads, iteration, networks, paths, processes, scales
 
 ALGORITHM = flags.DEFINE_enum(
-    "algorithm", "weighted", ["naive", "bootstrap", "local_bootstrap", "weighted"], "What to train."
+    "algorithm",
+    "weighted",
+    ["naive", "bootstrap", "published_bootstrap", "local_bootstrap", "weighted"],
+    "What to train.",
 )
 PROCESS = flags.DEFINE_enum(
     "process",
@@ -28,7 +31,7 @@ PROCESS = flags.DEFINE_enum(
 )
 ITERATIONS = flags.DEFINE_integer("iterations", None, "Outer iterations; by default by target and algorithm.")
 SECONDS = flags.DEFINE_float("seconds", None, "Train for this long instead of a number of iterations.")
-NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "K of the naive and bootstrap estimates.")
+NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "K of the naive estimate.")
 NUM_TIMES = flags.DEFINE_integer("num_times", None, "Steps of the final sampler; by default by target.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", None, "Where the figure and the numbers go.")
@@ -138,9 +141,9 @@ def make_algorithm(name: str, energy: Any, path: Any, found: scales.Scales, make
     if name == "naive":
         algorithm = algorithms.Naive(head.path, head, generator.apply, NUM_SAMPLES.value)
         return algorithm, lambda k: generator.init(k, x, t)
-    algorithm = algorithms.Bootstrap(
-        head.path, head, generator.apply, log_marginal.apply, NUM_SAMPLES.value, step=0.01, skip=skip
-    )
+    published = name == "published_bootstrap"
+    make = algorithms.Bootstrap.published if published else algorithms.Bootstrap
+    algorithm = make(head.path, head, generator.apply, log_marginal.apply, skip=skip)
     return algorithm, lambda k: {
         "generator": generator.init(k, x, t),
         "log_marginal": log_marginal.init(k, x, t),
@@ -170,14 +173,16 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable) -> 
         sampler, trainer = (processes.ProductProcess({"x": p, "h": jump}) for p in (sampler, trainer))
         reference = {"x": reference, "h": None}
     # An estimate costs K evaluations an example, of a network where it is bootstrapped.
-    cost = {"naive": 4, "bootstrap": 8, "local_bootstrap": 2, "weighted": 1}[ALGORITHM.value]
+    cost = {"naive": 4, "bootstrap": 4, "published_bootstrap": 8, "local_bootstrap": 2, "weighted": 1}[
+        ALGORITHM.value
+    ]
     config = iteration.IterationConfig(
         num_simulated=settings.num_simulated,
         buffer_size=5 * settings.num_simulated,
         num_gradient_steps=settings.num_gradient_steps // (3 if cost == 8 else 1),
         batch_size=settings.batch_size // cost,
         num_times=settings.num_times,
-        ema_decay=0.95 if ALGORITHM.value == "local_bootstrap" else 0.995,
+        ema_decay=0.95 if "bootstrap" in ALGORITHM.value else 0.995,
     )
     init, step = iteration.make_iteration(
         algorithm,

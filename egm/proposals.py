@@ -1,0 +1,177 @@
+"""Proposals of an estimate other than the path's own q_{r|t}, with the weights that mend them.
+
+With x_r ~ q and log w = phi_r(x_r) + log p_{t|r}(x_t | x_r) - log Z_{r|t}(x_t) - log q(x_r) every
+proposal estimates the same generator and log-marginal (`egm.estimate`); the last three terms are
+`log_weight`, zero for the path's own. On tokens what a proposal chooses is which masked sites it reveals;
+tokens are uniform. The marginal itself reveals each with probability (kappa_r - kappa_t)/(1 - kappa_t),
+whatever the tokens, and a proposal that does so leaves w = exp g alone, g = phi - log Z_{1|.}: nothing
+of the weights' spread is due to how many sites were revealed.
+
+Source: the estimators are those of EGM (arXiv 2505.19646); these proposals are this library's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import operator
+
+import jax
+import jax.numpy as jnp
+
+from egm import checks, random
+from egm.paths.masked import MaskedPath
+from egm.paths.product import ProductPath
+from egm.typing import Array, Draw, Path, State
+
+
+@dataclasses.dataclass(frozen=True)
+class IndependentReveal:
+    """Each sample reveals each masked site by itself with a probability of one's own.
+
+    Parts of a product that are not masked paths use their own q_{r|t}.
+
+    Attributes:
+      probability: of a reveal, in (0, 1]; None for the marginal's, (kappa_r - kappa_t)/(1 - kappa_t).
+        At r = 1 every site is revealed.
+    """
+
+    probability: float | None = None
+
+    def __post_init__(self):
+        if self.probability is not None and checks.positive_float(self.probability, "probability") > 1:
+            raise ValueError(f"probability must be in (0, 1], got {self.probability}")
+
+    def propose(self, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:
+        """See `egm.typing.Proposal`."""
+        return _each(self._tokens, draw, path, x_t, t, r)
+
+    def log_weight(self, path: Path, x_t: State, t: Array, x_r: State, r: Array) -> Array:
+        """See `egm.typing.Proposal`."""
+        return _reveal_log_weight(path, x_t, t, x_r, r, self._probability)
+
+    def _probability(self, path: MaskedPath, t: Array, r: Array) -> Array:
+        if self.probability is None:
+            return matched_probability(path, t, r)
+        return jnp.where(r >= 1, 1.0, self.probability)
+
+    def _tokens(self, draw: Draw, path: MaskedPath, x_t: Array, t: Array, r: Array) -> Array:
+        k_reveal, k_token = random.split(draw.key)
+        wide = _repeat(_int32(path, x_t), draw.size)
+        probability = jnp.broadcast_to(self._probability(path, t, r)[..., None], x_t.shape)
+        reveal = jax.random.uniform(k_reveal, wide.shape) < _repeat(probability, draw.size)
+        token = jax.random.randint(k_token, wide.shape, 0, path.vocab_size, jnp.int32)
+        return jnp.where(path.masked(wide) & reveal, token, wide)
+
+
+@dataclasses.dataclass(frozen=True)
+class SharedReveal:
+    """All samples of an estimate reveal the same sites, and their tokens are spread evenly.
+
+    Of n masked sites a random set S of about n (kappa_r - kappa_t)/(1 - kappa_t) is revealed, drawn once
+    an example; g(x) = log E exp g(x with S <- uniform tokens) holds for every S, so that the choice of S
+    adds nothing to the spread of the weights. The first sites of S, as many as K samples can, take all
+    combinations of tokens equally often: where V^|S| <= K the sum over S is exact. The denoiser's target
+    is zero at the sites that are not in S, where cross-entropy then learns nothing from it.
+
+    Parts of a product that are not masked paths use their own q_{r|t}.
+    """
+
+    def propose(self, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:
+        """See `egm.typing.Proposal`."""
+        return _each(self._tokens, draw, path, x_t, t, r)
+
+    def log_weight(self, path: Path, x_t: State, t: Array, x_r: State, r: Array) -> Array:
+        """See `egm.typing.Proposal`: of samples that reveal by themselves; S is the same for all."""
+        return _reveal_log_weight(path, x_t, t, x_r, r, matched_probability)
+
+    def _tokens(self, draw: Draw, path: MaskedPath, x_t: Array, t: Array, r: Array) -> Array:
+        k_order, k_count, k_shift = random.split(draw.shared_key, 3)
+        hidden = path.masked(x_t)
+        # The place of each masked site in a random order, the same for all samples.
+        score = jnp.where(hidden, jax.random.uniform(k_order, x_t.shape), 2.0)
+        rank = jnp.argsort(jnp.argsort(score, axis=-1), axis=-1)
+        expected = jnp.sum(hidden, axis=-1) * matched_probability(path, t, r)
+        size = jnp.floor(expected + jax.random.uniform(k_count, expected.shape))
+        size = jnp.where(r >= 1, x_t.shape[-1], size)  # whatever the rounding
+        vocab, count = path.vocab_size, min(draw.num_samples, draw.size)
+        even = next(m for m in itertools.count() if vocab ** (m + 1) > count)
+        shift = jax.random.randint(k_shift, x_t.shape, 0, vocab, jnp.int32)
+        # Site number m of S has digit m of the sample's index, in base V: all combinations, equally often.
+        power = vocab ** jnp.minimum(rank, max(even - 1, 0))
+        wide, rank, power, shift, size = (
+            _repeat(a, draw.size)
+            for a in (_int32(path, x_t), rank, power, shift, jnp.broadcast_to(size[..., None], x_t.shape))
+        )
+        index = jnp.broadcast_to(jnp.arange(draw.size).reshape(-1, *(1,) * x_t.ndim), wide.shape)
+        free = jax.random.randint(draw.key, wide.shape, 0, vocab, jnp.int32)
+        token = jnp.where(rank < even, (index // power + shift) % vocab, free)
+        return jnp.where(path.masked(wide) & (rank < size), token, wide)
+
+
+def matched_probability(path: MaskedPath, t: Array, r: Array) -> Array:
+    """(kappa_r - kappa_t)/(1 - kappa_t): the marginal's probability to reveal a masked site from t to r."""
+    left = 1 - path.kappa(t)
+    share = (path.kappa(r) - path.kappa(t)) / jnp.where(left > 0, left, 1.0)
+    return jnp.where(r >= 1, 1.0, jnp.clip(share, 0.0, 1.0))
+
+
+def _repeat(a: Array, size: int) -> Array:
+    return jnp.broadcast_to(a[None], (size, *a.shape))
+
+
+def _int32(path: MaskedPath, x: Array) -> Array:
+    return checks.tokens(x, path.vocab_size)
+
+
+def _leaves(path: Path, *states: State) -> list[tuple]:
+    """(path, part of each state) of the parts of a product, or of the path alone."""
+    if not isinstance(path, ProductPath):
+        return [(path, *states)]
+    paths = path.leaves_with(states[0])[0]
+    rows = zip(paths, *(path.leaves_with(s)[1] for s in states), strict=True)
+    return [leaf for p, *parts in rows for leaf in _leaves(p, *parts)]
+
+
+def _each(tokens, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:
+    if isinstance(path, ProductPath):
+        paths, parts = path.leaves_with(x_t)
+        keys, shared = random.split(draw.key, len(paths)), random.split(draw.shared_key, len(paths))
+        rows = zip(keys, shared, paths, parts, strict=True)
+        return path.unflatten(
+            _each(tokens, draw._replace(key=k, shared_key=s), p, part, t, r) for k, s, p, part in rows
+        )
+    if isinstance(path, MaskedPath):
+        return tokens(draw, path, x_t, t, r)
+    return path.propose(draw.key, x_t, t, r, draw.size)
+
+
+def _reveal_log_weight(path, x_t, t, x_r, r, probability) -> Array:
+    parts = [
+        _masked_log_weight(p, a, t, b, r, probability(p, t, r))
+        for p, a, b in _leaves(path, x_t, x_r)
+        if isinstance(p, MaskedPath)
+    ]
+    return functools.reduce(operator.add, parts) if parts else jnp.zeros(jax.tree.leaves(x_r)[0].shape[:-1])
+
+
+def _masked_log_weight(path, x_t, t, x_r, r, probability) -> Array:
+    """Log of the path's reveal probabilities over the proposal's, summed over the masked sites of x_t."""
+    # With odds o = V (kappa_r - kappa_t)/kappa_r the path reveals with probability o/(1 + o).
+    kappa_r = jnp.where(r > 0, path.kappa(r), 1.0)
+    difference = path.vocab_size * (path.kappa(r) - path.kappa(t))
+    total = kappa_r + difference
+    to_data = r >= 1
+    open_ = ~to_data & (probability < 1)
+    stay = jnp.log(kappa_r / total) - jnp.log1p(-jnp.where(open_, probability, 0.0))
+    some = ~to_data & (probability > 0)
+    reveal = jnp.log(jnp.where(some, difference / total, 1.0)) - jnp.log(jnp.where(some, probability, 1.0))
+    # A mask in x_r is one in x_t.
+    num_left = jnp.sum(path.masked(x_r), axis=-1)
+    lead = (1,) * (num_left.ndim - (x_t.ndim - 1))
+    num_hidden, stay, reveal = (
+        jnp.broadcast_to(jnp.broadcast_to(a, x_t.shape[:-1]).reshape(*lead, *x_t.shape[:-1]), num_left.shape)
+        for a in (jnp.sum(path.masked(x_t), axis=-1), jnp.where(open_, stay, 0.0), reveal)
+    )
+    return num_left * stay + (num_hidden - num_left) * reveal
