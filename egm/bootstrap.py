@@ -44,7 +44,8 @@ def intermediate_time(t: Time, step: float) -> Array:
     Raises:
       ValueError: `step` is not in (0, 1].
     """
-    return FixedStep(step).look_ahead(None, None, checks.float_array(t, "t"))
+    whatever: Any = None
+    return FixedStep(step).look_ahead(whatever, whatever, checks.float_array(t, "t"))
 
 
 def terminal(energy: Energy) -> ModelFn:

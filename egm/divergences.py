@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from egm import checks
 from egm.typing import Array
 
-__all__ = ["denoiser_kl", "exponential", "itakura_saito", "rate_kl", "squared_error"]
+__all__ = ["denoiser_kl", "exponential", "itakura_saito", "rate_kl", "squared_difference", "squared_error"]
 
 
 def squared_error(target: Array, prediction: Array) -> Array:

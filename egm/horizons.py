@@ -10,7 +10,9 @@ Source: r = t + h is that of EGM (arXiv 2505.19646); the others are this library
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,8 @@ from egm.paths.gaussian import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 from egm.typing import Array, Path, State
+
+__all__ = ["FixedStep", "MatchingTime", "Nats", "nats"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +106,7 @@ def nats(path: Path, x: State, t: Array) -> Array:
     Raises:
       TypeError: a path that is neither masked nor Gaussian nor a product of them.
     """
-    return sum(_nats_left(p, part, t) for p, part in _parts(path, x))
+    return functools.reduce(operator.add, [_nats_left(p, part, t) for p, part in _parts(path, x)])
 
 
 def _leaves(path: Path) -> list[Path]:

@@ -25,6 +25,8 @@ from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 from egm.typing import Array, Draw, Path, State
 
+__all__ = ["IndependentReveal", "SharedReveal", "matched_probability"]
+
 
 @dataclasses.dataclass(frozen=True)
 class IndependentReveal:

@@ -19,6 +19,8 @@ from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 from egm.typing import Apply, Array, Energy, Key, Path, PyTree, State
 
+__all__ = ["even", "flip", "flips"]
+
 
 def flip(path: Path, x: State) -> State:
     """The flipped state; raises ValueError where the path has tokens of a vocabulary that is not two."""

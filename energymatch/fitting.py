@@ -139,7 +139,7 @@ def _table(data: Any) -> tuple[np.ndarray, tuple[int, ...]]:
         row, column = bad[0]
         raise ValueError(
             f"data must be finite, got {table[row, column]} at row {row}, column {column} and "
-            f"{len(bad)} such cells in all: drop those rows, or fit to the complete ones and `impute` the rest"
+            f"{len(bad)} such cells in all: drop those rows, or fit to the others and `impute` these"
         )
     report = preprocessing.check_columns(table)
     broken = [*report.constant, *report.dependent]
@@ -330,7 +330,7 @@ class _Training:
         return params
 
     def _draw(self, key: Key) -> Callable[[Key], losses.Batch]:
-        """Batches: noise coupled with data once, and data for the contrast with fresh noise on some columns."""
+        """Batches: noise coupled with data once, and data for the contrast, with fresh noise."""
         k_rows, k_noise, k_pair = random.split(random.derive(key, "pairs"), 3)
         num = min(_MOST_PAIRS, len(self._table))
         rows = jax.random.permutation(k_rows, len(self._table))[:num]

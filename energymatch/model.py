@@ -2,8 +2,8 @@
 
 `energymatch.fit` returns an `EnergyModel`. Its potential is V(z) = -log q(z) + f(z) in whitened coordinates
 z, q a mixture of normals fitted to the data and f a network; exp(-V)/Z is the data's density there. Since q
-is normalised, can be drawn from and is near the model, log Z, samples and conditional samples come by importance
-sampling from it, and carry the reliability of their weights.
+is normalised, can be drawn from and is near the model, log Z, samples and conditional samples come by
+importance sampling from it, and carry the reliability of their weights.
 """
 
 from __future__ import annotations
@@ -372,7 +372,7 @@ class EnergyModel:
         z = z[jnp.clip(jnp.searchsorted(total, place * total[-1], side="right"), 0, len(total) - 1)]
         z = z[jax.random.permutation(random.derive(k_pick, "order"), num)]
         moved = langevin.sample(
-            k_move, self.potential, z, num_steps=20, step_size=0.01, temperature=lambda t: 1.0, method="mala"
+            k_move, self.potential, z, num_steps=20, step_size=0.01, temperature=1.0, method="mala"
         )
         return moved.x
 

@@ -63,7 +63,9 @@ class Bootstrap:
     @classmethod
     def published(cls, path: Path, head: Head, apply: Apply, apply_log_marginal: Apply, **fields: Any):
         """With the paper's settings, K = 1000 and r = t + .01 by q_{r|t}; `fields` are the others'."""
-        settings = dict(num_samples=1000, step=0.01, proposal=None, divergence=divergences.exponential)
+        settings: dict[str, Any] = dict(
+            num_samples=1000, step=0.01, proposal=None, divergence=divergences.exponential
+        )
         return cls(path, head, apply, apply_log_marginal, **(settings | fields))
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
