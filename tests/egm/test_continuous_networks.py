@@ -51,6 +51,7 @@ def generator_cases():
     particles = {"length_scale": 0.1, **SMALL}
     return {
         "mlp": (linear, networks.MLPVector(linear, center=(0.0, 1.0, -2.0), **vector), 3, None),
+        "coordinates": (linear, networks.CoordinateVector(linear, channels=4, context=2, **vector), 3, None),
         "egnn": (linear, networks.EGNN(linear, PARTICLES, DIM, **particles), size, None),
         "mixed": (exploding, networks.MLPMixed(exploding, TYPES, **vector), 3, 5),
         "egnn mixed": (
