@@ -170,7 +170,7 @@ class Trajectory(NamedTuple):
 class Energy(Protocol):
     """A target: p(x) is proportional to exp(-E(x)), the inverse temperature inside E."""
 
-    def __call__(self, x: State) -> Array:
+    def __call__(self, x: State, /) -> Array:
         """E(x), [...] for a state with batch axes [...]. +inf is legal (zero density)."""
         ...
 
