@@ -552,7 +552,7 @@ NETS = [
     ("vectors.MLPVector", dict(**GAUSSIAN, **LAYERS, center=anything(0.0, None, (1.0, 2.0), np.nan),
                                num_frequencies=whole(2, 0, optional=True), num_outputs=whole(2)), WIDE),
     ("vectors.CoordinateVector", dict(**GAUSSIAN, **LAYERS, channels=whole(4), context=whole(2),
-                                      num_frequencies=whole(2, 0, optional=True), num_outputs=whole(2)), WIDE),
+                                      num_outputs=whole(2)), WIDE),
     ("vectors.MLPVectorLogMarginal", dict(**GAUSSIAN, **LAYERS, center=anything(0.0, None, (1.0, 2.0),
           np.nan),
                                           num_frequencies=whole(2, 0, optional=True)), WIDE),
