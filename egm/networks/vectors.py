@@ -85,7 +85,8 @@ class CoordinateVector(nn.Module):
         x, t, hidden = _hidden(self, x, t)
         features = _features(self)
         time, (n, dim) = features.time(t, x.dtype), x.shape
-        own = jnp.moveaxis(features.position(x, t).reshape(n, -1, dim), 1, 2)
+        own = features.position(x, t)
+        own = jnp.moveaxis(own.reshape(n, own.shape[-1] // dim, dim), 1, 2)
         told = nn.Dense(dim * self.context)(hidden).reshape(n, dim, self.context)
         place = self.param("place", nn.initializers.normal(1.0), (1, dim, self.context))
         place = jnp.broadcast_to(place.astype(x.dtype), (n, dim, self.context))
