@@ -126,7 +126,7 @@ def fit(
         function, design, found.coordinates, jax.device_get(state.moments), params, network=network,
         history=history,
     )  # fmt: skip
-    return _finished(k_final, sampler, found, float(state.scale), stopped, budget, say)
+    return _finished(k_final, sampler, found, float(state.level), stopped, budget, say)
 
 
 def _target(energy, log_density, space, batched) -> tuple[Callable[[PyTree], Array], Layout]:
@@ -313,7 +313,7 @@ class _Training:
                 say.often(
                     f"iteration {rule.count}: ESS {values['ess']:.3f}, log Z {values['log_z']:.4g}, "
                     f"loss {values['loss']:.3g}"
-                    + ("" if values["scale"] >= 1 else f", scale {values['scale']:.2f}")
+                    + ("" if values["level"] >= 1 else f", level {values['level']:.2f}")
                 )
         except KeyboardInterrupt:
             stopped = "interrupted"
@@ -339,7 +339,7 @@ class _Rule:
             self._seconds_each = max(self._seconds_each * 0.5, now - self._ends)
         self._ends = now
         self.count += 1
-        full = values["scale"] >= 1
+        full = values["level"] >= 1
         self._ess.append(values["ess"] if full else 0.0)
 
     def goes_on(self) -> bool:
@@ -401,7 +401,7 @@ def _adam() -> optax.GradientTransformation:
     return _adam_with(learning_rate=_LEARNING_RATE)
 
 
-def _finished(key, sampler, found, scale, stopped, budget, say) -> Sampler:
+def _finished(key, sampler, found, level, stopped, budget, say) -> Sampler:
     """The sampler with its number of steps and its figures, from both sides."""
     k_steps, k_draw, k_back = random.split(key, 3)
     say.phase("the number of steps")
@@ -416,10 +416,10 @@ def _finished(key, sampler, found, scale, stopped, budget, say) -> Sampler:
     summary = jax.device_get(metrics.summarize(log_weights))
     both = jax.device_get(_both_sides(k_back, sampler, found, log_weights, num_times))
     sampler.evidence = both
-    reached = scale >= 1 - 1e-6
+    reached = level >= 1 - 1e-6
     error = float(both.error) if reached else np.inf
     reasons = [stopped] if stopped == "interrupted" else []
-    why = metrics.reason(summary, scale)
+    why = metrics.reason(summary, level)
     if why:
         reasons.append(why)
     elif not bool(both.converged):

@@ -156,7 +156,7 @@ def explore(
         say("tempered chains")
         runs.append((_run(k_chains, laplace, energy, layout, num_chains, num_groups, True), laplace))
     if not (runs and _agree(runs[0][0].log_z)) and (minima is None or layout.particles is None):
-        radius = 10.0 if minima is None else max(minima.radius, minima.extent)
+        radius = 10.0 if minima is None else max(minima.radius, minima.data_scale)
         wide = _isotropic(
             layout, np.zeros(layout.num_coordinates) if minima is None else minima.center, radius
         )
@@ -227,7 +227,7 @@ def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinat
     """Coordinates in which the normal approximation at the minima has unit covariance."""
     if not _whitened(layout):
         center = minima.center if layout.particles is None else np.zeros_like(minima.center)
-        return _isotropic(layout, center, minima.extent)
+        return _isotropic(layout, center, minima.data_scale)
     x = np.asarray(minima.minima[:16])
     n = x.shape[0]
     tokens = jnp.zeros((1, layout.num_sites), jnp.int32)
@@ -238,15 +238,20 @@ def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinat
 
     hessians = np.asarray(jax.jit(jax.vmap(jax.hessian(one)))(jnp.asarray(x, float)), np.float64)
     # A minimum that has no curvature in a direction says nothing of it but the spread of the minima.
-    most = max(minima.extent, minima.radius) ** 2
+    most = max(minima.data_scale, minima.radius) ** 2
     within = []
     for h in hessians[np.all(np.isfinite(hessians), axis=(1, 2))]:
         values, vectors = np.linalg.eigh((h + h.T) / 2)
         variance = 1 / np.maximum(values, 1 / most)
         within.append((vectors * variance) @ vectors.T)
-    between = np.cov(x.T, bias=True).reshape(x.shape[1], x.shape[1]) if n > 1 else 0.0
     inside = np.mean(within, axis=0) if within else np.eye(x.shape[1]) * most
-    return _linear(layout, x.mean(axis=0), inside + between)
+    if n == 1:
+        return _linear(layout, x[0], inside)
+    # Of few minima, in units of their own widths.
+    unit = _linear(layout, x.mean(axis=0), inside)
+    spread = np.cov(np.linalg.solve(unit.matrix, (x - unit.center).T), bias=True)
+    between = unit.matrix @ _significant(np.atleast_2d(spread), 4 * n) @ unit.matrix
+    return _linear(layout, unit.center, inside + between)
 
 
 def _linear(layout: Layout, center: np.ndarray, covariance: np.ndarray) -> Coordinates:
@@ -340,11 +345,33 @@ def _fitted(layout: Layout, x: np.ndarray, log_shares: np.ndarray, first: Coordi
         center = np.full_like(center, center.mean()) if layout.particles is None else np.zeros_like(center)
         return _isotropic(layout, center, extent)
     covariance = ((x - center) * w[:, None]).T @ (x - center)
-    # As many as count: of few the covariance is drawn towards its diagonal.
-    effective = 1 / np.sum(w**2)
-    shrink = min(1.0, x.shape[1] / effective)
-    covariance = (1 - shrink) * covariance + shrink * np.diag(np.diag(covariance))
+    covariance = _significant(covariance, 1 / np.sum(w**2))
     return _linear(layout, first.center + center @ root, root.T @ covariance @ root)
+
+
+def _significant(covariance: np.ndarray, num: float) -> np.ndarray:
+    """A covariance of about `num` states without what chance would have put there.
+
+    Coordinates that have nothing to do with each other must not be mixed: what is a function of each of
+    them alone would become one of all. So correlations of chance size are zero, unless together they make
+    a direction far wider or narrower than chance does (Marchenko and Pastur's edges for `num` / 4 states,
+    since chains' states are not independent).
+    """
+    sd = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+    correlation = covariance / sd / sd[:, None]
+    num = max(num / 4, 1.0)
+    large = np.abs(correlation) > 4 / np.sqrt(num)
+    kept = np.where(large, correlation, 0.0)
+    values, vectors = np.linalg.eigh(kept)
+    root = (vectors / np.sqrt(np.maximum(values, 1e-3))) @ vectors.T
+    rest = np.linalg.eigvalsh(root @ correlation @ root)
+    ratio = np.sqrt(len(sd) / num)
+    chance = rest.max() < (1 + ratio) ** 2 * 1.5 and rest.min() > max(1 - ratio, 0.0) ** 2 / 1.5
+    if values.min() <= 1e-3 or not chance:
+        # Of few states it is drawn towards its diagonal.
+        shrink = min(1.0, len(sd) / num)
+        kept = (1 - shrink) * correlation + shrink * np.eye(len(sd))
+    return kept * sd * sd[:, None]
 
 
 def _length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, num: int = 512) -> float:

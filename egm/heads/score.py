@@ -16,7 +16,7 @@ import numpy as np
 
 from egm import checks, divergences, smoothness
 from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Energy, Gaussian
+from egm.typing import Array, Energy, Gaussian, HeadCounts
 
 __all__ = ["ConditionalScore", "ScoreHead"]
 
@@ -190,9 +190,9 @@ class ScoreHead:
         known = not self.target_score or getattr(energy, "differentiable", None) is not None
         return 0 if known else smoothness.NUM_EVALUATIONS
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> HeadCounts:
         """One gradient each."""
-        return int(self.energy_skip), int(self.target_score)
+        return HeadCounts(int(self.energy_skip), int(self.target_score))
 
     def _level(self, t, x):
         batch = self.path.batch_shape(x, "x_t")
