@@ -424,7 +424,7 @@ def test_exchanges_keep_the_target():
     moved = jax.jit(lambda k: evidence.moved(k, energy, path, {"x": x, "h": h}, start, num_rounds=3)[0])
     new = jax.device_get(moved(k_move))
     assert np.mean(np.any(new["x"] != np.asarray(x), axis=1)) > 0.5
-    # Standard errors of N independent states: of a covariance (1 + rho^2)^(1/2) / sqrt(N), of a share .5 / sqrt(N).
+    # Standard errors of N independent states: of a covariance sqrt((1 + rho^2) / N), of a share .5 / sqrt(N).
     error = 1 / math.sqrt(n)
     np.testing.assert_allclose(np.cov(new["x"].T), [[1, rho], [rho, 1]], atol=4 * 1.42 * error)
     np.testing.assert_allclose(new["h"].mean(axis=0), 0.5, atol=4 * 0.5 * error)
