@@ -204,6 +204,62 @@ def _hamiltonian(value, force, shape, chains=400, sweeps=3000, steps=10):
     return np.concatenate(kept)
 
 
+def xy(side=4, beta=1.0):
+    """The XY model; <cos> of a bond by Metropolis chains with over-relaxation in NumPy."""
+
+    def energy(a):
+        return -beta * sum(jnp.sum(jnp.cos(a - jnp.roll(a, 1, axis)), (-2, -1)) for axis in (-2, -1))
+
+    rng = np.random.default_rng(3)
+    a = rng.uniform(-np.pi, np.pi, (600, side, side))
+    i, j = np.meshgrid(np.arange(side), np.arange(side), indexing="ij")
+    colours, kept = (i + j) % 2, []
+    for sweep in range(4000):
+        for colour in (0, 1):
+            here = colours == colour
+            around = sum(np.exp(1j * np.roll(a, k, axis)) for axis in (-2, -1) for k in (1, -1))
+            field, strength = np.angle(around), np.abs(around)
+            proposed = 2 * field - a if sweep % 3 else a + rng.uniform(-2, 2, a.shape)
+            delta = beta * strength * (np.cos(a - field) - np.cos(proposed - field))
+            take = here & (np.log(rng.uniform(size=a.shape)) < -delta)
+            a = np.where(take, proposed, a)
+        if sweep > 600 and sweep % 30 == 0:
+            kept.append(a)
+    bond = lambda a: sum(np.mean(np.cos(a - np.roll(a, 1, axis)), (-2, -1)) for axis in (-2, -1)) / 2
+    magnet = lambda a: np.abs(np.mean(np.exp(1j * a), (-2, -1)))
+    chains = np.concatenate(kept)
+    facts = {
+        "bond": (lambda a: bond(np.asarray(a)), float(np.mean(bond(chains)))),
+        "|m|": (lambda a: magnet(np.asarray(a)), float(np.mean(magnet(chains)))),
+    }
+    return Target(energy, spaces.Circle((side, side), periodic=True), None, facts)
+
+
+def von_mises():
+    """A ring of 6 angles with couplings 2 and a field 1, log Z by the transfer operator on a grid."""
+    n = 6
+
+    def energy(a):
+        return -2.0 * jnp.sum(jnp.cos(a - jnp.roll(a, 1, -1)), -1) - jnp.sum(jnp.cos(a), -1)
+
+    grid = 2 * np.pi * np.arange(256) / 256
+    step = np.exp(2 * np.cos(grid[:, None] - grid) + 0.5 * np.cos(grid)[:, None] + 0.5 * np.cos(grid))
+    log_z = np.log(np.sum(linalg.eigvalsh(step * 2 * np.pi / 256) ** n))
+    return Target(energy, spaces.Circle(n), float(log_z))
+
+
+def angle_and_number():
+    """theta uniform in a von Mises ring whose strength is a number: k = exp(y), y ~ N(0, 1)."""
+
+    def energy(p):
+        k = jnp.exp(p["y"])
+        return 0.5 * p["y"] ** 2 - k * (jnp.cos(p["theta"] - p["y"]) - 1)
+
+    density = lambda y: np.exp(-0.5 * y**2) * 2 * np.pi * special.i0e(np.exp(y))
+    z = integrate.quad(density, -9, 6)[0]
+    return Target(energy, {"theta": spaces.Circle(), "y": spaces.Real()}, float(np.log(z)))
+
+
 def ising(side=8, beta=0.440686793509772):
     energy = egm.energies.Ising(side, beta)
     return Target(energy, None, float(energy.log_partition()))
@@ -326,6 +382,10 @@ TARGETS = {
     "logistic_30": lambda: logistic(30),
     "phi4_8": phi4,
     "phi4_16": lambda: phi4(16),
+    "xy_4": xy,
+    "xy_8": lambda: xy(8),
+    "von_mises": von_mises,
+    "angle_and_number": angle_and_number,
     "ising_8": ising,
     "ising_16": lambda: ising(16),
     "potts_8": potts,

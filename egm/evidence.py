@@ -32,6 +32,7 @@ import numpy as np
 
 from egm import checks, collectives, importance, metrics, random, summation
 from egm.paths import MaskedPath, ProductPath
+from egm.paths.wrapped import wrapped
 from egm.simulate import path_log_weights, simulate_reverse
 from egm.typing import Array, Energy, Key, ModelFn, Path, Process, State, Trajectory
 
@@ -430,7 +431,17 @@ class _Part(NamedTuple):
         if self.is_tokens:
             return jax.random.randint(key, (num, *self.shape), 0, self.path.vocab_size, jnp.int32)
         noise = self.path.standard_normal(key, (num, *self.shape))
-        return self.path.project(self.mean)[None] + jnp.sqrt(self.variance) * noise
+        x = self.path.project(self.mean)[None] + jnp.sqrt(self.variance) * noise
+        angles = self.angles
+        if not angles.any():
+            return x
+        turn = jax.random.uniform(random.derive(key, "angles"), x.shape, x.dtype, -math.pi, math.pi)
+        return jnp.where(jnp.asarray(angles)[None], turn, x)
+
+    @property
+    def angles(self):
+        """[D] bool; they start uniform."""
+        return self.path.confinement(self.shape[-1]) == 0
 
     def energy(self, x):
         """[C] -log p_0, normalised."""
@@ -438,7 +449,16 @@ class _Part(NamedTuple):
             sites = math.prod(self.shape)
             return jnp.full(x.shape[0], sites * math.log(self.path.vocab_size))
         mean = jnp.broadcast_to(self.path.project(self.mean), x.shape)
+        if self.angles.any():
+            normal = 0.5 * (jnp.square(x - mean) / self.variance + jnp.log(2 * math.pi * self.variance))
+            angles = jnp.broadcast_to(jnp.asarray(self.angles), x.shape)
+            return jnp.sum(jnp.where(angles, math.log(2 * math.pi), normal), axis=-1)
         return -self.path.normal_log_density(x, mean, jnp.broadcast_to(self.variance, x.shape[:1]))
+
+    def lifted(self, x):
+        """x with angles within [-pi, pi): sums of lifts would grow without bound."""
+        angles = self.angles
+        return jnp.where(jnp.broadcast_to(jnp.asarray(angles), x.shape), wrapped(x), x) if angles.any() else x
 
     def widened(self, width):
         return self if self.is_tokens else self._replace(variance=width**2 * self.variance)
@@ -660,7 +680,7 @@ def _langevin(target, i, key, leaves, e):
     y = part.path.project(x + drift(x) + size * noise)
     back = (x - y - drift(y)) / size
     log_q = 0.5 * jnp.sum(noise**2 - back**2, axis=-1)
-    return target.decide(k_accept, leaves, e, _replaced(leaves, i, y), log_q)
+    return target.decide(k_accept, leaves, e, _replaced(leaves, i, part.lifted(y)), log_q)
 
 
 def _differences(target, i, key, leaves, e):
@@ -677,7 +697,7 @@ def _differences(target, i, key, leaves, e):
         length = 2.38 / math.sqrt(2 * dimension) * 10 ** (0.5 * u[1] - 0.4)
         # Whole differences, one time in ten, carry a chain from mode to mode.
         length = jnp.where(u[0] < 0.1, 1.0, length)
-        y = mine[i] + length * (others[first] - others[second])
+        y = target.flat.parts[i].lifted(mine[i] + length * (others[first] - others[second]))
         mine, mine_e, rate = target.decide(k_accept, mine, mine_e, _replaced(mine, i, y), 0.0)
         leaves = [a.at[own].set(b) for a, b in zip(leaves, mine, strict=True)]
         e = e.at[own].set(mine_e)

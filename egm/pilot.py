@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import evidence, random, scales
-from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath
+from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath, WrappedPath
 from egm.spaces import Layout
 from egm.typing import Array, Energy, Key, Moments, State
 
@@ -147,6 +147,14 @@ def explore(
         path, event = _path(layout), layout.event_shape
         chains = _chains(k_chains, energy, path, event, None, 2 * num_groups, num_chains, rounds)
         return _found(identity, energy, [(chains, identity)], 1.0, 0, True)
+    if layout.angles.any():
+        # Descents have no end in a space without one: chains from everywhere.
+        say("tempered chains")
+        variance = np.where(layout.angles, 1.0, 100.0)
+        wide = _linear(layout, np.zeros(layout.num_coordinates), np.diag(variance))
+        smooth = _has_gradient(k_scales, energy, layout)
+        run = _run(k_wide, wide, energy, layout, num_chains, 2 * num_groups, smooth)
+        return _found(identity, energy, [(run, wide)], None, 0, smooth)
     say("descents to minima")
     minima = _descend(k_scales, energy, layout)
     smooth = minima is not None
@@ -170,6 +178,16 @@ def _agree(log_z: np.ndarray) -> bool:
     return bool(np.all(np.isfinite(log_z)) and np.ptp(log_z) < _AGREE)
 
 
+def _has_gradient(key: Key, energy: Energy, layout: Layout) -> bool:
+    """Whether E has a finite gradient that is not zero, at most of 64 states."""
+    k_x, k_h = random.split(key)
+    x = 3.0 * jax.random.normal(k_x, (64, layout.num_coordinates))
+    h = jax.random.randint(k_h, (64, layout.num_sites), 0, max(layout.vocab_size, 1))
+    total = lambda y: jnp.sum(energy(layout.joined(y, h)))
+    g = np.asarray(jax.jit(jax.grad(total))(x))
+    return bool(np.mean(np.all(np.isfinite(g), axis=1) & np.any(g != 0, axis=1)) > 0.5)
+
+
 def _identity(layout: Layout) -> Coordinates:
     return _isotropic(layout, np.zeros(layout.num_coordinates), 1.0)
 
@@ -186,7 +204,9 @@ def _dimension(layout: Layout) -> int:
 
 def _path(layout: Layout, vector: Any = None) -> Any:
     """A path that says where the parts live."""
-    vector = VarianceExplodingPath(1.0, 10.0) if vector is None else vector
+    if vector is None:
+        circular = tuple(layout.angles.tolist())
+        vector = WrappedPath(1.0, 10.0, 1.0, circular) if any(circular) else VarianceExplodingPath(1.0, 10.0)
     if layout.particles is not None:
         vector = CenteredPath(vector, layout.particles.num_particles, layout.particles.spatial_dim)
     tokens = MaskedPath(layout.vocab_size) if layout.num_sites else None
@@ -327,8 +347,35 @@ def _fitted(layout: Layout, x: np.ndarray, log_shares: np.ndarray, first: Coordi
     """
     w = np.exp(log_shares - log_shares.max())
     w /= w.sum()
-    root = first.matrix if np.ndim(first.matrix) else first.matrix * np.eye(x.shape[1])
-    x = np.linalg.solve(root.T, (np.asarray(x, np.float64) - first.center).T).T
+    if layout.angles.all():
+        return _identity(layout)
+    if layout.angles.any():
+        line = np.flatnonzero(~layout.angles)
+        center, covariance = np.zeros(len(layout.angles)), np.eye(len(layout.angles))
+        unit = first.matrix[np.ix_(line, line)]
+        center[line], covariance[np.ix_(line, line)] = _normal(x[:, line], w, first.center[line], unit)
+        return _linear(layout, center, covariance)
+    if _whitened(layout):
+        root = first.matrix if np.ndim(first.matrix) else first.matrix * np.eye(x.shape[1])
+        return _linear(layout, *_normal(x, w, first.center, root))
+    z = _drawn_in((x - first.center) / first.matrix, w)
+    center = w @ z
+    extent = first.matrix * float(np.sqrt(np.sum(w @ (z - center) ** 2) / _dimension(layout)))
+    center = first.center + first.matrix * center
+    center = np.full_like(center, center.mean()) if layout.particles is None else np.zeros_like(center)
+    return _isotropic(layout, center, extent)
+
+
+def _normal(x: np.ndarray, w: np.ndarray, center: np.ndarray, root: np.ndarray):
+    """(mean, covariance) of states x [N, D] of weights w, taken in the coordinates x = center + z root."""
+    z = _drawn_in(np.linalg.solve(root.T, (np.asarray(x, np.float64) - center).T).T, w)
+    mean = w @ z
+    covariance = _significant(((z - mean) * w[:, None]).T @ (z - mean), 1 / np.sum(w**2))
+    return center + mean @ root, root.T @ covariance @ root
+
+
+def _drawn_in(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x with the outermost half per cent of each coordinate drawn in."""
     order = np.argsort(x, axis=0)
     total = np.cumsum(w[order], axis=0)
     sorted_x = np.take_along_axis(x, order, axis=0)
@@ -336,17 +383,7 @@ def _fitted(layout: Layout, x: np.ndarray, log_shares: np.ndarray, first: Coordi
         np.array([np.interp(q, total[:, d], sorted_x[:, d]) for d in range(x.shape[1])])
         for q in (0.005, 0.995)
     )
-    x = np.clip(np.where(w[:, None] > 0, x, 0.5 * (low + high)), low, high)
-    center = w @ x
-    if not _whitened(layout):
-        dimension = _dimension(layout)
-        extent = first.matrix * float(np.sqrt(np.sum(w @ (x - center) ** 2) / dimension))
-        center = first.center + first.matrix * center
-        center = np.full_like(center, center.mean()) if layout.particles is None else np.zeros_like(center)
-        return _isotropic(layout, center, extent)
-    covariance = ((x - center) * w[:, None]).T @ (x - center)
-    covariance = _significant(covariance, 1 / np.sum(w**2))
-    return _linear(layout, first.center + center @ root, root.T @ covariance @ root)
+    return np.clip(np.where(w[:, None] > 0, x, 0.5 * (low + high)), low, high)
 
 
 def _significant(covariance: np.ndarray, num: float) -> np.ndarray:

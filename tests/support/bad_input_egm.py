@@ -114,6 +114,11 @@ ENTRIES = [
     entry("egm.paths.MaskedPath", paths.MaskedPath, vocab_size=whole(3, 2), power=number(1.0, 0)),
     entry("egm.paths.LinearPath", paths.LinearPath, sigma=number(1.0, 0), t_min=number(0.1, 0, 1)),
     entry(
+        "egm.paths.WrappedPath", paths.WrappedPath,
+        sigma_min=number(0.1, 0, 5.0), sigma_max=number(5.0, 0.1), length_scale=number(1.0, 0),
+        circular=anything((True, False), 3, (), (1.0, 2.0), ("a",), optional=True),
+    ),
+    entry(
         "egm.paths.VarianceExplodingPath", paths.VarianceExplodingPath,
         sigma_min=number(0.1, 0, 5.0), sigma_max=number(5.0, 0.1), length_scale=number(1.0, 0),
     ),
@@ -553,6 +558,8 @@ NETS = [
                                num_frequencies=whole(2, 0, optional=True), num_outputs=whole(2)), WIDE),
     ("vectors.CoordinateVector", dict(**GAUSSIAN, **LAYERS, channels=whole(4), context=whole(2),
                                       num_outputs=whole(2)), WIDE),
+    ("fields.TorusVector", dict(**GAUSSIAN, side=whole(2, 2), channels=whole(4), depth=whole(1),
+                                expansion=whole(1), num_outputs=whole(2)), WIDE),
     ("vectors.MLPVectorLogMarginal", dict(**GAUSSIAN, **LAYERS, center=anything(0.0, None, (1.0, 2.0),
           np.nan),
                                           num_frequencies=whole(2, 0, optional=True)), WIDE),
