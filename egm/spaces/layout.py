@@ -94,11 +94,11 @@ class Layout:
     @property
     def grid(self) -> tuple[int, ...]:
         """The two equal axes of the periodic grid that is the whole state; () where it is none."""
-        if len(self.leaves) > 1:
-            return ()
         space: Any = self.leaves[0]
-        found = getattr(space, "grid", space.shape if getattr(space, "periodic", False) else ())
-        return found if len(found) == 2 and found[0] == found[1] else ()
+        periodic = space.shape if getattr(space, "periodic", False) else ()
+        found: tuple[int, ...] = getattr(space, "grid", periodic)
+        alone = len(self.leaves) == 1 and len(found) == 2 and len(set(found)) == 1
+        return found if alone else ()
 
     @property
     def num_sites(self) -> int:

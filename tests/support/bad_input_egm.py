@@ -380,7 +380,7 @@ ENTRIES += [
     entry("egm.importance.reliability", importance.reliability,
           log_weights=array(LOG_W, min_ndim=1, max_ndim=1)),
     entry("egm.metrics.reason", metrics.reason, host=True, record=record(metrics.summarize(LOG_W)),
-          scale=anything(0.5, "a", [0.5, 1.0], np.nan, optional=True)),
+          level=anything(0.5, "a", [0.5, 1.0], np.nan, optional=True)),
     entry("egm.metrics.evidence_upper_bound", metrics.evidence_upper_bound,
           reverse_log_weights=array(LOG_W, min_ndim=1, max_ndim=1)),
     entry("egm.metrics.reweighted_mean", metrics.reweighted_mean, values=array(LOG_W, (0,), 1, whole=True),
