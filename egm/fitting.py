@@ -485,8 +485,7 @@ def _both_sides(key, sampler, found, log_weights, num_times) -> evidence.Evidenc
 
     @jax.jit
     def backward(key, params, moments, states):
-        algorithm = algorithms.Weighted(sampler.parts.path, sampler.parts.head, sampler.parts.apply)
-        generator = algorithm.generator(params, sampler._canonical)
+        generator = sampler._generator(params)
         times = sampler.parts.process.times(num_times)
         process, energy = sampler.parts.process, sampler._canonical
         return evidence.from_states(key, energy, process, generator, states, times, moments)

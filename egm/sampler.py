@@ -292,8 +292,11 @@ class Sampler:
 
     def generator(self, x: State, t: Array) -> Any:
         """The marginal generator in the path's form, on the library's states."""
+        return self._generator(self.params)(x, t)
+
+    def _generator(self, params):
         algorithm = algorithms.Weighted(self.parts.path, self.parts.head, self.parts.apply)
-        return algorithm.generator(self.params, self._canonical)(x, t)
+        return algorithm.generator(params, self._canonical)
 
     def sample(self, key: Key, num: int, *, num_times: int | None = None) -> Samples:
         """`num` weighted states.
@@ -326,8 +329,7 @@ class Sampler:
         return self._trajectory(key, self.params, self.moments, num, num_times)
 
     def _trajectory(self, key, params, moments, num, num_times):
-        algorithm = algorithms.Weighted(self.parts.path, self.parts.head, self.parts.apply)
-        generator = algorithm.generator(params, self._canonical)
+        generator = self._generator(params)
         k_prior, k_run = random.split(key)
         x_0 = draw_prior(
             random.example_keys(k_prior, num), self.parts.path, self.design.layout.event_shape, moments

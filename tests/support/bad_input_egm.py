@@ -611,6 +611,7 @@ EXCLUDED = {
     "egm.evidence": "its own table of bad input: tests/egm/test_evidence.py",
     "egm.batching": "its own table of bad input: tests/egm/test_spaces.py",
     "egm.fitting": "its own table of bad input: tests/egm/test_fit.py",
+    "egm.refinement": "its own table of bad input: tests/egm/test_fit.py",
     "egm.pilot": "energies and layouts that fit has checked: tests/egm/test_fit.py",
     "egm.sampler": "built by fit and load: tests/egm/test_fit.py",
     "egm.spaces": "its own table of bad input: tests/egm/test_spaces.py",
