@@ -15,7 +15,7 @@ F_t(x) ~ sum_k w_k F_{t|r}^{x_r^k}(x) and phi_t = log Z_{r|t} + log E_q exp phi_
 Where to start: `fit` makes a `Sampler` of an energy and its space (`spaces`), with nothing to set. To build
 one by hand, `iteration.make_iteration` trains any path, process and network.
 
-    the front door      fit, Sampler, spaces; pilot: what is found of an energy before training
+    the front door      fit, Sampler, spaces, refine; pilot: what is found of an energy before training
     the paper's parts   paths, processes, heads, bootstrap (horizons, proposals), losses, divergences,
                         importance
     algorithms          weighted, naive, bootstrapped, local; annealing of the energy
@@ -106,12 +106,13 @@ _ON_FIRST_USE = (
     "fitting",
     "networks",
     "pilot",
+    "refinement",
     "sampler",
     "spaces",
     "target",
     "typing",
 )
-_FRONT_DOOR = {"fit": "fitting", "Sampler": "sampler", "Samples": "sampler"}
+_FRONT_DOOR = {"fit": "fitting", "refine": "refinement", "Sampler": "sampler", "Samples": "sampler"}
 
 
 def __getattr__(name: str):

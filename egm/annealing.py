@@ -29,18 +29,18 @@ __all__ = [
 
 
 class AnnealedEnergy(NamedTuple):
-    """scale * E + (1 - scale) * reference: the energy on its way from a known one; scale may be traced.
+    """level * E + (1 - level) * reference: the energy on its way from a known one; level may be traced.
 
     Attributes:
       energy: E.
-      scale: in [0, 1].
+      level: in [0, 1].
       reference: its energy, `[...] = reference(x)`, constant in the tokens; None for 0 everywhere.
       smooth: whether its gradient may stand for it, a scalar bool, offered as `differentiable`; None
         where that is not known but by what E itself says.
     """
 
     energy: Energy
-    scale: Array
+    level: Array
     reference: Callable[[State], Array] | None = None
     smooth: Array | None = None
 
@@ -49,14 +49,14 @@ class AnnealedEnergy(NamedTuple):
         return self._mix(self.energy, x)
 
     def _mix(self, energy, x):
-        value = self.scale * energy(x)
-        return value if self.reference is None else value + (1 - self.scale) * self.reference(x)
+        value = self.level * energy(x)
+        return value if self.reference is None else value + (1 - self.level) * self.reference(x)
 
     def __getattr__(self, name: str):
         # Offered only where the energy itself offers it, as `hasattr` must tell.
         if name == "single_site_conditionals":
             conditionals = getattr(self.energy, name)
-            return lambda x: self.scale * conditionals(x)
+            return lambda x: self.level * conditionals(x)
         if name == "relaxed":
             relaxed = getattr(self.energy, name)
             return lambda x: self._mix(relaxed, x)
@@ -68,7 +68,7 @@ class AnnealedEnergy(NamedTuple):
 
 
 LEVELS = np.linspace(0.0, 1.0, 201, dtype=np.float32)[1:] ** 2
-"""The scales that annealing tries, finer towards zero; a reference adds the scale 0 itself."""
+"""The levels that annealing tries, finer towards zero; a reference adds the level 0 itself."""
 
 
 class Item(NamedTuple):
@@ -79,7 +79,7 @@ class Item(NamedTuple):
       energy: E(x_1), not annealed.
       reference: the reference's energy, 0 without one.
       log_path: log backward - log forward - log p_0, so that
-        log w = log_path - scale * energy - (1 - scale) * reference.
+        log w = log_path - level * energy - (1 - level) * reference.
     """
 
     x_1: State
@@ -107,11 +107,11 @@ class LevelRule(NamedTuple):
         return -(-self.buffer_size // self.num_simulated)
 
 
-def annealed_log_weights(buffer: buffers.Buffer, scale: Array) -> Array:
-    """[buffer_size] path log-weights at a level, log_path - scale E - (1 - scale) E_0; -inf where empty."""
-    # An energy of +inf at scale 0 is still a weight of zero.
+def annealed_log_weights(buffer: buffers.Buffer, level: Array) -> Array:
+    """[buffer_size] path log-weights at a level, log_path - level E - (1 - level) E_0; -inf where empty."""
+    # An energy of +inf at level 0 is still a weight of zero.
     items = buffer.items
-    tempered = items.log_path - scale * items.energy - (1 - scale) * items.reference
+    tempered = items.log_path - level * items.energy - (1 - level) * items.reference
     tempered = jnp.where(jnp.isposinf(items.energy), -jnp.inf, tempered)
     return jnp.where(buffers.filled(buffer), tempered, -jnp.inf)
 
@@ -128,13 +128,13 @@ def cut_largest(log_weights: Array, rule: LevelRule) -> tuple[Array, Array]:
 
 
 def choose_level(
-    buffer: buffers.Buffer, scale: Array, num_held: Array, rule: LevelRule, scales: np.ndarray
+    buffer: buffers.Buffer, level: Array, num_held: Array, rule: LevelRule, levels: np.ndarray
 ) -> tuple[Array, Array, Array, Array]:
-    """The scale to train at, by the rule of `make_iteration`, on a fixed grid, finer towards zero.
+    """The level to train at, by the rule of `make_iteration`, on a fixed grid, finer towards zero.
 
     Returns:
-      (scale, the buffer's ESS there as a fraction of a generation, 1.0 where that misses the target,
-      how many iterations in a row the scale has been held by now).
+      (level, the buffer's ESS there as a fraction of a generation, 1.0 where that misses the target,
+      how many iterations in a row the level has been held by now).
     """
     size = rule.buffer_size / rule.num_simulated
 
@@ -144,11 +144,11 @@ def choose_level(
         return jnp.stack([full, cut]) * size
 
     if rule.ess_target is None:
-        return scale, both(scale)[0], jnp.zeros(()), jnp.zeros((), jnp.int32)
-    grid = jnp.asarray(scales)
+        return level, both(level)[0], jnp.zeros(()), jnp.zeros((), jnp.int32)
+    grid = jnp.asarray(levels)
     full, cut = jax.lax.map(both, grid, batch_size=25).T
     index = jnp.arange(grid.size)
-    here = jnp.argmin(jnp.abs(grid - scale))
+    here = jnp.argmin(jnp.abs(grid - level))
 
     def last(meets):
         return jnp.max(jnp.where(meets, index, -1))
@@ -161,9 +161,9 @@ def choose_level(
     best = jnp.where(up >= here, up, jnp.where(robust >= 0, robust, lost))
     missed = full[best] < rule.ess_target
     held = missed & (best == here) & ((robust >= 0) | patient)
-    # Held means unchanged, also a scale between those of the grid.
+    # Held means unchanged, also a level between those of the grid.
     return (
-        jnp.where(held, scale, grid[best]),
+        jnp.where(held, level, grid[best]),
         full[best],
         missed.astype(full.dtype),
         jnp.where(held, num_held + 1, 0),

@@ -86,7 +86,9 @@ def relative_boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
     def boundary_g(x: State, t: Array) -> Array:
         known = path.determined(x, t)
         frozen = jax.lax.stop_gradient(x)
-        data = path.data_state(jax.tree.map(lambda a, b: jnp.where(_expand(known, a), a, b), x, frozen))
+        data = path.data_state(
+            jax.tree.map(lambda a, b: jnp.where(checks.expanded(known, a), a, b), x, frozen)
+        )
 
         def evaluate(states):
             return -checks.model_output(energy(states), "energy", t.shape)
@@ -198,7 +200,3 @@ def _local(path: Path) -> LocalPath:
     if not isinstance(path, LocalPath):
         raise TypeError(f"path must offer local targets (egm.typing.LocalPath), got {path!r:.80}")
     return path
-
-
-def _expand(mask: Array, like: Array) -> Array:
-    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))

@@ -18,6 +18,7 @@ __all__ = [
     "bool_vector",
     "center",
     "concrete",
+    "expanded",
     "finite_float",
     "flag",
     "float_array",
@@ -336,3 +337,8 @@ def unit_interval(value: Any, name: str) -> float:
     if not 0 <= value <= 1:
         raise ValueError(f"{name} must lie in [0, 1], got {value}")
     return value
+
+
+def expanded(mask: jax.Array, like: jax.Array) -> jax.Array:
+    """mask [N] with axes of size 1 after it, so that it goes with like [N, ...]."""
+    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))

@@ -32,6 +32,7 @@ import numpy as np
 
 from egm import checks, collectives, importance, metrics, random, summation
 from egm.paths import MaskedPath, ProductPath
+from egm.paths.wrapped import wrapped
 from egm.simulate import path_log_weights, simulate_reverse
 from egm.typing import Array, Energy, Key, ModelFn, Path, Process, State, Trajectory
 
@@ -315,7 +316,8 @@ def tempered_chains(
     `start` to `widen` times it (tokens: uniform), and moves along p_0^(1 - b) exp(-b E), b from 0 to 1 in
     levels of which each keeps an ESS of `ess_target`. A level is resampling and `num_moves` rounds of
     Metropolis-adjusted moves: Langevin at a random step size (a random walk without `gradient`),
-    differences of other chains, and for tokens L proposals of one site. Populations are independent of
+    differences of other chains, exchanges of coordinates between two chains, and for tokens L proposals
+    of one site. Populations are independent of
     each other and of the sampler, and use nothing that it has learned. Tokens alone have one width.
 
     Args:
@@ -324,7 +326,7 @@ def tempered_chains(
       path: a Gaussian or masked path, or a product of them: says which parts are tokens, V and the space.
       event_shape: as for `make_iteration`.
       start: moments in the path's form (`egm.typing.Moments`; None for tokens), about where the target
-        is and how wide, such as `Moments(scales.center, extent^2)`. None: the path's own prior.
+        is and how wide, such as `Moments(scales.center, data_scale^2)`. None: the path's own prior.
       widen: the widest p_0 over the widest coordinate of `start`.
       num_groups: G, populations of each width.
       num_chains: C, chains of a population, an even number.
@@ -340,7 +342,7 @@ def tempered_chains(
       TypeError, ValueError: an argument has a wrong type, shape or value.
 
     Source: Del Moral, Doucet and Jasra, "Sequential Monte Carlo samplers" (2006); ter Braak (2006) for
-    the differences.
+    the differences; Liang and Wong (2001) for the exchanges.
     """
     checks.one_key(key)
     checks.function(energy, "energy")
@@ -429,7 +431,17 @@ class _Part(NamedTuple):
         if self.is_tokens:
             return jax.random.randint(key, (num, *self.shape), 0, self.path.vocab_size, jnp.int32)
         noise = self.path.standard_normal(key, (num, *self.shape))
-        return self.path.project(self.mean)[None] + jnp.sqrt(self.variance) * noise
+        x = self.path.project(self.mean)[None] + jnp.sqrt(self.variance) * noise
+        angles = self.angles
+        if not angles.any():
+            return x
+        turn = jax.random.uniform(random.derive(key, "angles"), x.shape, x.dtype, -math.pi, math.pi)
+        return jnp.where(jnp.asarray(angles)[None], turn, x)
+
+    @property
+    def angles(self):
+        """[D] bool; they start uniform."""
+        return self.path.confinement(self.shape[-1]) == 0
 
     def energy(self, x):
         """[C] -log p_0, normalised."""
@@ -437,7 +449,16 @@ class _Part(NamedTuple):
             sites = math.prod(self.shape)
             return jnp.full(x.shape[0], sites * math.log(self.path.vocab_size))
         mean = jnp.broadcast_to(self.path.project(self.mean), x.shape)
+        if self.angles.any():
+            normal = 0.5 * (jnp.square(x - mean) / self.variance + jnp.log(2 * math.pi * self.variance))
+            angles = jnp.broadcast_to(jnp.asarray(self.angles), x.shape)
+            return jnp.sum(jnp.where(angles, math.log(2 * math.pi), normal), axis=-1)
         return -self.path.normal_log_density(x, mean, jnp.broadcast_to(self.variance, x.shape[:1]))
+
+    def lifted(self, x):
+        """x with angles within [-pi, pi): sums of lifts would grow without bound."""
+        angles = self.angles
+        return jnp.where(jnp.broadcast_to(jnp.asarray(angles), x.shape), wrapped(x), x) if angles.any() else x
 
     def widened(self, width):
         return self if self.is_tokens else self._replace(variance=width**2 * self.variance)
@@ -556,96 +577,13 @@ def _systematic(key: Key, weights: Array) -> Array:
 
 def _moves(flat, gradient, key, leaves, e, beta, rounds):
     """(leaves, E, mean acceptance) after rounds that leave p_0^(1 - b) exp(-b E) invariant."""
-
-    def log_density(leaves, e):
-        # b = 0 is over before the first move, so an infinite E has no density.
-        return jnp.where(e == jnp.inf, -jnp.inf, -beta * e) - (1 - beta) * flat.reference(leaves)
-
-    def decide(key, leaves, e, proposed, log_q):
-        """Metropolis-Hastings with log_q = log q(back) - log q(there)."""
-        e_new = flat.energy(proposed)
-        ratio = log_density(proposed, e_new) - log_density(leaves, e) + log_q
-        # From a state without density every other is accepted.
-        ratio = jnp.where(e == jnp.inf, jnp.where(e_new == jnp.inf, -jnp.inf, 0.0), ratio)
-        ratio = jnp.where(jnp.isnan(ratio), -jnp.inf, ratio)
-        take = jnp.log1p(-jax.random.uniform(key, e.shape)) < ratio
-        pick = lambda new, old: jnp.where(take.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-        leaves = [pick(new, old) for new, old in zip(proposed, leaves, strict=True)]
-        return leaves, jnp.where(take, e_new, e), jnp.mean(jnp.exp(jnp.minimum(ratio, 0.0)))
-
-    def replaced(leaves, i, x):
-        return [*leaves[:i], x, *leaves[i + 1 :]]
-
-    def tokens(i, key, leaves, e):
-        part = flat.parts[i]
-        sites, vocab = math.prod(part.shape), part.path.vocab_size
-
-        def one(site_index, carry):
-            leaves, e, rate = carry
-            k_site, k_token, k_accept = jax.random.split(jax.random.fold_in(key, site_index), 3)
-            x = leaves[i].reshape(leaves[i].shape[0], -1)
-            site = jax.random.randint(k_site, e.shape, 0, sites)[:, None]
-            other = jax.random.randint(k_token, (e.shape[0], 1), 1, vocab)
-            here = jnp.arange(sites)[None] == site
-            y = jnp.where(here, (x + other) % vocab, x).reshape(leaves[i].shape)
-            leaves, e, a = decide(k_accept, leaves, e, replaced(leaves, i, y), 0.0)
-            return leaves, e, rate + a / sites
-
-        return jax.lax.fori_loop(0, sites, one, (leaves, e, jnp.zeros(())))
-
-    def langevin(i, key, leaves, e):
-        """A step of random size over four decades: some size suits every level and every mode."""
-        part, x = flat.parts[i], leaves[i]
-        k_size, k_noise, k_accept = jax.random.split(key, 3)
-        size = jnp.sqrt(part.variance) * 10 ** (-4 * jax.random.uniform(k_size, (x.shape[0], 1)))
-        dimension = part.path.dimension(x.shape[-1])
-
-        def drift(x):
-            if not gradient:
-                return jnp.zeros_like(x)
-
-            def total(y):
-                now = replaced(leaves, i, y)
-                return jnp.sum(-beta * flat.energy(now) - (1 - beta) * flat.reference(now))
-
-            g = part.path.project(jax.grad(total)(x))
-            g = jnp.where(jnp.all(jnp.isfinite(g), axis=-1, keepdims=True), 0.5 * size**2 * g, 0.0)
-            # No longer than the noise: a function of the state like any other to the Metropolis test.
-            longest = size * math.sqrt(dimension)
-            norm = jnp.sqrt(jnp.sum((g / longest) ** 2, axis=-1, keepdims=True))
-            return g / jnp.maximum(norm, 1.0)
-
-        noise = part.path.standard_normal(k_noise, x.shape, x.dtype)
-        y = part.path.project(x + drift(x) + size * noise)
-        back = (x - y - drift(y)) / size
-        log_q = 0.5 * jnp.sum(noise**2 - back**2, axis=-1)
-        return decide(k_accept, leaves, e, replaced(leaves, i, y), log_q)
-
-    def differences(i, key, leaves, e):
-        """Each half of the chains moves along differences of the other, which fit any covariance."""
-        half, rates = e.shape[0] // 2, []
-        for number, own in enumerate((slice(0, half), slice(half, None))):
-            k_pair, k_length, k_accept = jax.random.split(jax.random.fold_in(key, number), 3)
-            mine, mine_e = [a[own] for a in leaves], e[own]
-            others = leaves[i][half:] if number == 0 else leaves[i][:half]
-            first = jax.random.randint(k_pair, (half,), 0, half)
-            second = (first + jax.random.randint(random.derive(k_pair, "second"), (half,), 1, half)) % half
-            u = jax.random.uniform(k_length, (2, half, 1))
-            dimension = flat.parts[i].path.dimension(others.shape[-1])
-            length = 2.38 / math.sqrt(2 * dimension) * 10 ** (0.5 * u[1] - 0.4)
-            # Whole differences, one time in ten, carry a chain from mode to mode.
-            length = jnp.where(u[0] < 0.1, 1.0, length)
-            y = mine[i] + length * (others[first] - others[second])
-            mine, mine_e, rate = decide(k_accept, mine, mine_e, replaced(mine, i, y), 0.0)
-            leaves = [a.at[own].set(b) for a, b in zip(leaves, mine, strict=True)]
-            e = e.at[own].set(mine_e)
-            rates.append(rate)
-        return leaves, e, 0.5 * (rates[0] + rates[1])
-
+    target = _Annealed(flat, beta, gradient)
     kinds = []
     for i, part in enumerate(flat.parts):
-        for kind in (tokens,) if part.is_tokens else (langevin, differences):
-            kinds.append(functools.partial(kind, i))
+        own = (_tokens,) if part.is_tokens else (_langevin, _differences)
+        whole = not part.is_tokens and part.path.dimension(part.shape[-1]) < part.shape[-1]
+        for kind in own if whole else (*own, _exchange):
+            kinds.append(functools.partial(kind, target, i))
 
     def once(index, carry):
         leaves, e, rate = carry
@@ -655,6 +593,147 @@ def _moves(flat, gradient, key, leaves, e, beta, rounds):
         return leaves, e, rate
 
     return jax.lax.fori_loop(0, rounds, once, (leaves, e, jnp.zeros(())))
+
+
+class _Annealed(NamedTuple):
+    """p_0^(1 - b) exp(-b E) on the leaves of states, and the Metropolis test on it."""
+
+    flat: _Flat
+    beta: Array
+    gradient: bool
+
+    def log_density(self, leaves, e):
+        """[C] of states whose E is known."""
+        # b = 0 is over before the first move, so an infinite E has no density.
+        weighed = jnp.where(e == jnp.inf, -jnp.inf, -self.beta * e)
+        return weighed - (1 - self.beta) * self.flat.reference(leaves)
+
+    def decide(self, key, leaves, e, proposed, log_q):
+        """(leaves, E, mean acceptance), Metropolis-Hastings with log_q = log q(back) - log q(there)."""
+        e_new = self.flat.energy(proposed)
+        ratio = self.log_density(proposed, e_new) - self.log_density(leaves, e) + log_q
+        # From a state without density every other is accepted.
+        ratio = jnp.where(e == jnp.inf, jnp.where(e_new == jnp.inf, -jnp.inf, 0.0), ratio)
+        return _taken(key, ratio, leaves, e, proposed, e_new)
+
+    def score(self, i, leaves, x):
+        """The gradient of the log-density in leaf i at x."""
+
+        def total(y):
+            now = _replaced(leaves, i, y)
+            return jnp.sum(-self.beta * self.flat.energy(now) - (1 - self.beta) * self.flat.reference(now))
+
+        return jax.grad(total)(x)
+
+
+def _taken(key, ratio, leaves, e, proposed, e_new):
+    """(leaves, E, mean acceptance) after the test; NaN is refused."""
+    ratio = jnp.where(jnp.isnan(ratio), -jnp.inf, ratio)
+    take = jnp.log1p(-jax.random.uniform(key, ratio.shape)) < ratio
+    leaves = [
+        jnp.where(checks.expanded(take, old), new, old) for new, old in zip(proposed, leaves, strict=True)
+    ]
+    return leaves, jnp.where(take, e_new, e), jnp.mean(jnp.exp(jnp.minimum(ratio, 0.0)))
+
+
+def _replaced(leaves, i, x):
+    return [*leaves[:i], x, *leaves[i + 1 :]]
+
+
+def _tokens(target, i, key, leaves, e):
+    """L proposals of another token at a random site."""
+    part = target.flat.parts[i]
+    sites, vocab = math.prod(part.shape), part.path.vocab_size
+
+    def one(site_index, carry):
+        leaves, e, rate = carry
+        k_site, k_token, k_accept = jax.random.split(jax.random.fold_in(key, site_index), 3)
+        x = leaves[i].reshape(leaves[i].shape[0], -1)
+        site = jax.random.randint(k_site, e.shape, 0, sites)[:, None]
+        other = jax.random.randint(k_token, (e.shape[0], 1), 1, vocab)
+        here = jnp.arange(sites)[None] == site
+        y = jnp.where(here, (x + other) % vocab, x).reshape(leaves[i].shape)
+        leaves, e, a = target.decide(k_accept, leaves, e, _replaced(leaves, i, y), 0.0)
+        return leaves, e, rate + a / sites
+
+    return jax.lax.fori_loop(0, sites, one, (leaves, e, jnp.zeros(())))
+
+
+def _langevin(target, i, key, leaves, e):
+    """A step of random size over four decades: some size suits every level and every mode."""
+    part, x = target.flat.parts[i], leaves[i]
+    k_size, k_noise, k_accept = jax.random.split(key, 3)
+    size = jnp.sqrt(part.variance) * 10 ** (-4 * jax.random.uniform(k_size, (x.shape[0], 1)))
+    dimension = part.path.dimension(x.shape[-1])
+
+    def drift(x):
+        if not target.gradient:
+            return jnp.zeros_like(x)
+        g = part.path.project(target.score(i, leaves, x))
+        g = jnp.where(jnp.all(jnp.isfinite(g), axis=-1, keepdims=True), 0.5 * size**2 * g, 0.0)
+        # No longer than the noise: a function of the state like any other to the Metropolis test.
+        longest = size * math.sqrt(dimension)
+        norm = jnp.sqrt(jnp.sum((g / longest) ** 2, axis=-1, keepdims=True))
+        return g / jnp.maximum(norm, 1.0)
+
+    noise = part.path.standard_normal(k_noise, x.shape, x.dtype)
+    y = part.path.project(x + drift(x) + size * noise)
+    back = (x - y - drift(y)) / size
+    log_q = 0.5 * jnp.sum(noise**2 - back**2, axis=-1)
+    return target.decide(k_accept, leaves, e, _replaced(leaves, i, part.lifted(y)), log_q)
+
+
+def _differences(target, i, key, leaves, e):
+    """Each half of the chains moves along differences of the other, which fit any covariance."""
+    half, rates = e.shape[0] // 2, []
+    for number, own in enumerate((slice(0, half), slice(half, None))):
+        k_pair, k_length, k_accept = jax.random.split(jax.random.fold_in(key, number), 3)
+        mine, mine_e = [a[own] for a in leaves], e[own]
+        others = leaves[i][half:] if number == 0 else leaves[i][:half]
+        first = jax.random.randint(k_pair, (half,), 0, half)
+        second = (first + jax.random.randint(random.derive(k_pair, "second"), (half,), 1, half)) % half
+        u = jax.random.uniform(k_length, (2, half, 1))
+        dimension = target.flat.parts[i].path.dimension(others.shape[-1])
+        length = 2.38 / math.sqrt(2 * dimension) * 10 ** (0.5 * u[1] - 0.4)
+        # Whole differences, one time in ten, carry a chain from mode to mode.
+        length = jnp.where(u[0] < 0.1, 1.0, length)
+        y = target.flat.parts[i].lifted(mine[i] + length * (others[first] - others[second]))
+        mine, mine_e, rate = target.decide(k_accept, mine, mine_e, _replaced(mine, i, y), 0.0)
+        leaves = [a.at[own].set(b) for a, b in zip(leaves, mine, strict=True)]
+        e = e.at[own].set(mine_e)
+        rates.append(rate)
+    return leaves, e, 0.5 * (rates[0] + rates[1])
+
+
+def _exchange(target, i, key, leaves, e):
+    """Pairs of chains exchange some of their coordinates, at random places or in a row.
+
+    It keeps the product of their densities. Where coordinates have little to do with each other it is
+    always accepted, and modes of one recombine with modes of another: selection among a few hundred
+    chains alone loses most combinations of many wells.
+    """
+    k_pair, k_share, k_place, k_kind, k_accept = jax.random.split(key, 5)
+    half = e.shape[0] // 2
+    order = jnp.roll(jnp.arange(half), jax.random.randint(k_pair, (), 0, half))
+    a, b = [x[:half] for x in leaves], [x[half:][order] for x in leaves]
+    e_a, e_b = e[:half], e[half:][order]
+    size = math.prod(a[i].shape[1:])
+    share = 0.5 * jax.random.uniform(k_share, (half, 1))
+    scattered = jax.random.uniform(k_place, (half, size)) < share
+    begin = jax.random.randint(random.derive(k_place, "row"), (half, 1), 0, size)
+    row = (jnp.arange(size)[None] - begin) % size < share * size
+    chosen = jnp.where(jax.random.bernoulli(k_kind, 0.5, (half, 1)), scattered, row).reshape(a[i].shape)
+    new_a = _replaced(a, i, jnp.where(chosen, b[i], a[i]))
+    new_b = _replaced(b, i, jnp.where(chosen, a[i], b[i]))
+    energies = target.flat.energy([jnp.concatenate(pair) for pair in zip(new_a, new_b, strict=True)])
+    new_e_a, new_e_b = energies[:half], energies[half:]
+    now = target.log_density(a, e_a) + target.log_density(b, e_b)
+    then = target.log_density(new_a, new_e_a) + target.log_density(new_b, new_e_b)
+    ratio = jnp.where(jnp.isneginf(now), jnp.where(jnp.isneginf(then), -jnp.inf, 0.0), then - now)
+    a, e_a, rate = _taken(k_accept, ratio, a, e_a, new_a, new_e_a)
+    b, e_b, _ = _taken(k_accept, ratio, b, e_b, new_b, new_e_b)
+    leaves = [jnp.concatenate([x, y]) for x, y in zip(a, b, strict=True)]
+    return leaves, jnp.concatenate([e_a, e_b]), rate
 
 
 def _lost_by_populations(missed, valid, log_z, log_seen, axis_name):

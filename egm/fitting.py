@@ -30,7 +30,7 @@ from egm.typing import Array, Energy, Key, Moments, PyTree
 __all__ = ["fit"]
 
 _LEARNING_RATE = 2e-3
-_PATIENCE = 6
+_PATIENCE = 15
 """Iterations without a higher ESS after which the learning rate falls."""
 _FALL = 10
 """Iterations over which it falls, at least."""
@@ -126,7 +126,7 @@ def fit(
         function, design, found.coordinates, jax.device_get(state.moments), params, network=network,
         history=history,
     )  # fmt: skip
-    return _finished(k_final, sampler, found, float(state.scale), stopped, budget, say)
+    return _finished(k_final, sampler, found, float(state.level), stopped, budget, say)
 
 
 def _target(energy, log_density, space, batched) -> tuple[Callable[[PyTree], Array], Layout]:
@@ -156,8 +156,27 @@ def _design(key: Key, found: pilot.Found, energy: Energy, layout: Layout) -> Des
     if layout.particles is not None:
         width = 64
     times = 100 if layout.num_coordinates else layout.num_sites
-    flip = layout.vocab_size == 2 and layout.particles is None and _flips(key, found, energy, layout)
-    return Design(layout, found.length_scale, 1.0, width=width, num_times=times, flip=flip)
+    shifts = _shift_invariant(random.derive(key, "shifts"), found, energy, layout)
+    free = layout.particles is None and not layout.angles.any()
+    flip = layout.vocab_size == 2 and free and _flips(key, found, energy, layout)
+    return Design(layout, found.length_scale, 1.0, width=width, num_times=times, flip=flip, shifts=shifts)
+
+
+def _shift_invariant(key: Key, found: pilot.Found, energy: Energy, layout: Layout) -> bool:
+    """Whether E is the same after shifts of the periodic grid that is the whole state."""
+    grid = layout.grid
+    if not grid:
+        return False
+    chosen = jax.random.randint(key, (32,), 0, len(found.energies))
+    x = jnp.asarray(found.states)[chosen]
+    if layout.num_sites:
+        x = jnp.concatenate([x, jax.random.randint(key, x.shape, 0, layout.vocab_size, x.dtype)])
+    here = np.asarray(energy(x), np.float64)
+    for axis in (1, 2):
+        there = jnp.roll(x.reshape(-1, *grid), 1, axis).reshape(x.shape)
+        if not np.allclose(here, energy(there), rtol=1e-4, atol=1e-3 * max(1.0, np.nanstd(here))):
+            return False
+    return True
 
 
 def _flips(key: Key, found: pilot.Found, energy: Energy, layout: Layout) -> bool:
@@ -313,7 +332,7 @@ class _Training:
                 say.often(
                     f"iteration {rule.count}: ESS {values['ess']:.3f}, log Z {values['log_z']:.4g}, "
                     f"loss {values['loss']:.3g}"
-                    + ("" if values["scale"] >= 1 else f", scale {values['scale']:.2f}")
+                    + ("" if values["level"] >= 1 else f", level {values['level']:.2f}")
                 )
         except KeyboardInterrupt:
             stopped = "interrupted"
@@ -339,7 +358,7 @@ class _Rule:
             self._seconds_each = max(self._seconds_each * 0.5, now - self._ends)
         self._ends = now
         self.count += 1
-        full = values["scale"] >= 1
+        full = values["level"] >= 1
         self._ess.append(values["ess"] if full else 0.0)
 
     def goes_on(self) -> bool:
@@ -382,7 +401,7 @@ class _Rule:
             return True
         best = int(np.argmax(recent))
         patience = _PATIENCE if self._own else _MOST_BY_CHAINS // 2
-        stalled = recent[-1] > 0 and len(recent) - 1 - best >= max(patience, self.count // 4)
+        stalled = recent[-1] > 0 and len(recent) - 1 - best >= max(patience, self.count // 2)
         short = left < self._seconds_each * max(_FALL, self.count // 3) * 1.2
         few = most is not None and most - self.count <= max(_FALL, self.count // 3)
         return stalled or short or few
@@ -401,7 +420,7 @@ def _adam() -> optax.GradientTransformation:
     return _adam_with(learning_rate=_LEARNING_RATE)
 
 
-def _finished(key, sampler, found, scale, stopped, budget, say) -> Sampler:
+def _finished(key, sampler, found, level, stopped, budget, say) -> Sampler:
     """The sampler with its number of steps and its figures, from both sides."""
     k_steps, k_draw, k_back = random.split(key, 3)
     say.phase("the number of steps")
@@ -416,10 +435,10 @@ def _finished(key, sampler, found, scale, stopped, budget, say) -> Sampler:
     summary = jax.device_get(metrics.summarize(log_weights))
     both = jax.device_get(_both_sides(k_back, sampler, found, log_weights, num_times))
     sampler.evidence = both
-    reached = scale >= 1 - 1e-6
+    reached = level >= 1 - 1e-6
     error = float(both.error) if reached else np.inf
     reasons = [stopped] if stopped == "interrupted" else []
-    why = metrics.reason(summary, scale)
+    why = metrics.reason(summary, level)
     if why:
         reasons.append(why)
     elif not bool(both.converged):
@@ -466,8 +485,7 @@ def _both_sides(key, sampler, found, log_weights, num_times) -> evidence.Evidenc
 
     @jax.jit
     def backward(key, params, moments, states):
-        algorithm = algorithms.Weighted(sampler.parts.path, sampler.parts.head, sampler.parts.apply)
-        generator = algorithm.generator(params, sampler._canonical)
+        generator = sampler._generator(params)
         times = sampler.parts.process.times(num_times)
         process, energy = sampler.parts.process, sampler._canonical
         return evidence.from_states(key, energy, process, generator, states, times, moments)
@@ -494,22 +512,28 @@ def _check_proper(key: Key, energy: Energy, layout: Layout, near: float, far: fl
     """Raises where E does not grow from `near` to `far`: exp(-E) has no finite integral there.
 
     A density falls faster than r^-D along nearly every ray, and than r^-1 along each axis: E grows by more
-    than D, or 1, for each factor e of the distance. `spread` is that of E where the target is.
+    than D, or 1, for each factor e of the distance. Where it falls first (a funnel's) the growth comes
+    later: by 100 times `far` it must be there. `spread` is that of E where the target is.
     """
     dim = layout.num_coordinates
-    if not dim or layout.particles is not None:
+    if layout.angles.all() or layout.particles is not None:
         return
     k_x, k_h = random.split(key)
-    rays = np.asarray(jax.random.normal(k_x, (64, dim)))
-    rays = np.concatenate([rays, np.eye(dim), -np.eye(dim)]).astype(np.float32)
-    least = np.concatenate([np.full(64, dim), np.ones(2 * dim)]) * np.log(far / near) * 0.98
+    line = ~layout.angles
+    axes = np.eye(dim)[line]
+    rays = np.asarray(jax.random.normal(k_x, (64, dim))) * line
+    rays = np.concatenate([rays, axes, -axes]).astype(np.float32)
+    least = np.concatenate([np.full(64, line.sum()), np.ones(2 * len(axes))])
     sizes = jnp.asarray(layout.vocab_sizes, jnp.float32)[None]
     h = (jax.random.uniform(k_h, (len(rays), layout.num_sites)) * sizes).astype(jnp.int32)
-    values = jax.jit(energy)
-    low, high = (np.asarray(values(layout.joined(jnp.asarray(r * rays), h)), np.float64) for r in (near, far))
-    known = np.isfinite(low) & ~np.isnan(high)
-    growth = np.where(known, high, 0.0) - np.where(known, low, 0.0)
-    flat = known & (growth < least)
+    function = jax.jit(energy)
+    at = lambda r: np.asarray(function(layout.joined(jnp.asarray(r * rays), h)), np.float64)
+    low, flat = at(near), np.ones(len(rays), bool)
+    for distance in (100 * far, 10 * far, far):
+        high = at(distance)
+        known = np.isfinite(low) & ~np.isnan(high)
+        growth = np.where(known, high, 0.0) - np.where(known, low, 0.0)
+        flat &= known & (growth < least * np.log(distance / near) * 0.98)
     if not flat.any():
         return
     hint = ""
@@ -518,8 +542,8 @@ def _check_proper(key: Key, energy: Energy, layout: Layout, near: float, far: fl
     elif np.abs(growth[known]).max() < 10 * spread:
         hint = " Where states are angles, the space is egm.spaces.Circle."
     elif flat[64:].any() and not flat[:64].any():
-        axes = sorted({int(i % dim) for i in np.flatnonzero(flat[64:])})
-        hint = f" It hardly depends on coordinate {axes[0]}: give that a prior, or leave it out."
+        first = int(np.flatnonzero(line)[np.flatnonzero(flat[64:])[0] % len(axes)])
+        hint = f" It hardly depends on coordinate {first}: give that a prior, or leave it out."
     raise ValueError(
         f"energy must grow with distance, so that exp(-energy) is a density; along {flat.sum()} of "
         f"{len(rays)} rays it grows by {np.median(growth[flat]):.3g} from {near:g} to {far:g}.{hint}"

@@ -59,10 +59,10 @@ class IterationConfig:
       num_times: steps of the simulation; on the any-order process the number of sites.
       ema_decay: of the parameters that simulate and give targets.
       weight_clip: drawing weights are cut at this multiple of their mean; None for no cut.
-      ess_target: anneal: each iteration trains at the largest scale <= 1 of the energy at which the
-        buffer's ESS is at least this fraction of `num_simulated`; None trains at `state.scale`. A scale
+      ess_target: anneal: each iteration trains at the largest level <= 1 of the energy at which the
+        buffer's ESS is at least this fraction of `num_simulated`; None trains at `state.level`. A level
         that no longer meets it is held where a few weights alone are to blame (`make_iteration`).
-      fit_prior: give the prior the moments of the buffer at the scale trained at (continuous parts).
+      fit_prior: give the prior the moments of the buffer at the level trained at (continuous parts).
     """
 
     num_simulated: int = 256
@@ -103,16 +103,16 @@ class IterationState(NamedTuple):
     Attributes:
       train: parameters, EMA, optimiser.
       buffer: of `Item`s, the same on every device.
-      scale: factor on the energy in [0, 1], the annealed inverse temperature.
+      level: factor on the energy in [0, 1], the annealed inverse temperature.
       moments: those that the prior is drawn with, in the path's form.
       num_energy_evaluations: float32, evaluations of E so far.
-      num_held: int32, how many iterations in a row the scale was held though it missed the ESS target.
+      num_held: int32, how many iterations in a row the level was held though it missed the ESS target.
       smooth: bool, False once the energy was found to jump, or its gradient to be none of it.
     """
 
     train: training.TrainState
     buffer: buffers.Buffer
-    scale: Array
+    level: Array
     moments: Any
     num_energy_evaluations: Array
     num_held: Array
@@ -140,27 +140,27 @@ def make_iteration(
       config: sizes.
       event_shape: shape of one state without batch axes (a pytree of shapes for a product).
       reference: moments in the path's form of a normal distribution that is about as wide as the
-        target: annealing goes from it to E, along scale E + (1 - scale) reference. Without one it goes
-        along scale E, which on R^d has no normalisable beginning.
+        target: annealing goes from it to E, along level E + (1 - level) reference. Without one it goes
+        along level E, which on R^d has no normalisable beginning.
       axis_name: mapped axis that splits simulations and batches over devices; the buffer is replicated.
 
     Returns:
       (init, step): `state = init(params)`; `state, metrics = step(key, state, energy_params=None)`.
       Metrics are scalars: loss, grad_norm, skipped, of the iteration's gradient steps (means); those of
-      `egm.metrics.summarize` of the simulated states at scale 1 (log_z, log_z_error, ess, ...), but that
-      log_z_error is inf and reliable False before the annealing has reached scale 1 (`metrics.reason`
-      says so); buffer_ess (fraction of num_simulated) and clipped_mass at the scale trained at; scale;
-      num_nonfinite; num_folded, steps that were refused because a flow's map is not injective there
-      (make steps smaller);
-      ess_alarm = 1 where the scale trained at misses `ess_target`; num_held, for how many iterations in
+      `egm.metrics.summarize` of the simulated states at the full energy (log_z, log_z_error, ess, ...), but
+      that log_z_error is inf and reliable False before the annealing has reached level 1
+      (`metrics.reason` says so); buffer_ess (fraction of num_simulated) and clipped_mass at the level
+      trained at; level; num_nonfinite; num_folded, steps that were refused because a flow's map is not
+      injective there (make steps smaller);
+      ess_alarm = 1 where the level trained at misses `ess_target`; num_held, for how many iterations in
       a row it was kept nevertheless; jump_alarm = 1 once the energy was found to jump, so that targets
       do without its gradient; num_energy_evaluations.
 
-    Which scale is trained at: the largest that meets `ess_target`, never below the present one because
+    Which level is trained at: the largest that meets `ess_target`, never below the present one because
     of a few weights. Where the present one fails, its ESS is taken again with as many of the largest
     weights as the buffer holds generations cut to the next; if it passes so, it is held, and the states
-    are drawn by the weights that are cut. Else the largest lower scale that meets the target takes over.
-    Where none does, it is held until the buffer has been renewed; then the scale of the largest ESS takes
+    are drawn by the weights that are cut. Else the largest lower level that meets the target takes over.
+    Where none does, it is held until the buffer has been renewed; then the level of the largest ESS takes
     over, so that a sampler that has degraded starts again lower.
 
     Raises:
@@ -173,152 +173,247 @@ def make_iteration(
     checks.function(energy, "energy")
     training.check_optimizer(optimizer)
     checks.instance(config, IterationConfig, "config")
-    path = algorithm.path
     event_shape = _as_tuples(event_shape)
-    if process.path != path:
-        raise ValueError(f"process must share the algorithm's path {path}, got {process.path}")
-    _check_event(path, event_shape, reference)
+    if process.path != algorithm.path:
+        raise ValueError(f"process must share the algorithm's path {algorithm.path}, got {process.path}")
+    _check_event(algorithm.path, event_shape, reference)
     if isinstance(process, CountedProcess):
         try:
             process.check_steps(config.num_times, event_shape)
         except ValueError as error:
             raise ValueError(f"config.num_times is too small: {error}") from error
-    _check_energy(energy, path, event_shape)
+    _check_energy(energy, algorithm.path, event_shape)
+    run = _Run(algorithm, process, energy, optimizer, config, event_shape, reference, axis_name)
+    return run.init, run.step
 
-    scales = LEVELS if reference is None else np.concatenate([np.zeros(1, np.float32), LEVELS])
 
-    def tempered_at(bound, scale, smooth=None):
-        about = None if reference is None else lambda x: path.reference_energy(x, reference)
-        return AnnealedEnergy(bound, scale, about, smooth)
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Run:
+    """What `make_iteration` was given, checked; fields as its arguments."""
 
-    rule = LevelRule(config.ess_target, config.num_simulated, config.buffer_size)
+    algorithm: Algorithm
+    process: Process
+    energy: Energy
+    optimizer: optax.GradientTransformation
+    config: IterationConfig
+    event_shape: Any
+    reference: Any
+    axis_name: str | None
 
-    def init(params: PyTree) -> IterationState:
-        shapes = jax.eval_shape(lambda: path.sample_prior(jax.random.key(0), event_shape))
+    @property
+    def path(self) -> Path:
+        return self.algorithm.path
+
+    @property
+    def rule(self) -> LevelRule:
+        return LevelRule(self.config.ess_target, self.config.num_simulated, self.config.buffer_size)
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Those that the annealing may take."""
+        return LEVELS if self.reference is None else np.concatenate([np.zeros(1, np.float32), LEVELS])
+
+    def init(self, params: PyTree) -> IterationState:
+        shapes = jax.eval_shape(lambda: self.path.sample_prior(jax.random.key(0), self.event_shape))
         scalar = jnp.zeros(())
-        items = buffers.init(config.buffer_size, Item(shapes, scalar, scalar, scalar))
-        scale = jnp.ones(()) if config.ess_target is None else jnp.asarray(scales[0])
-        moments = first_moments()
-        train = training.init_train_state(params, optimizer)
+        items = buffers.init(self.config.buffer_size, Item(shapes, scalar, scalar, scalar))
+        level = jnp.ones(()) if self.config.ess_target is None else jnp.asarray(self.levels[0])
+        train = training.init_train_state(params, self.optimizer)
         count = jnp.zeros((), jnp.int32)
-        return IterationState(train, items, scale, moments, jnp.zeros(()), count, jnp.ones((), bool))
+        return IterationState(
+            train, items, level, self._first_moments(), jnp.zeros(()), count, jnp.ones((), bool)
+        )
 
-    def first_moments():
+    def _first_moments(self):
         """The reference's, else those that make the prior the path's own; None where none are fitted."""
-        if not config.fit_prior:
+        if not self.config.fit_prior:
             return None
-        if reference is not None:
-            return jax.tree.map(lambda a: jnp.asarray(a, float), reference)
-        x = jax.tree.map(lambda d: jnp.zeros((1, *d)), event_shape, is_leaf=lambda s: isinstance(s, tuple))
-        return path.moments(x, jnp.zeros(1))
+        if self.reference is not None:
+            return jax.tree.map(lambda a: jnp.asarray(a, float), self.reference)
+        is_shape = lambda s: isinstance(s, tuple)
+        x = jax.tree.map(lambda d: jnp.zeros((1, *d)), self.event_shape, is_leaf=is_shape)
+        return self.path.moments(x, jnp.zeros(1))
 
     def step(
-        key: Key, state: IterationState, energy_params: Any = None
+        self, key: Key, state: IterationState, energy_params: Any = None
     ) -> tuple[IterationState, dict[str, Array]]:
-        bound = energy if energy_params is None else lambda x: energy(energy_params, x)  # pyright: ignore[reportCallIssue]
-        shards = collectives.axis_size(axis_name)
-        for name in ("num_simulated", "batch_size"):
-            if getattr(config, name) % shards:
-                raise ValueError(f"{name} must divide over {shards} devices, got {getattr(config, name)}")
+        energy: Any = self.energy
+        bound = energy if energy_params is None else lambda x: energy(energy_params, x)
+        self._check_shards()
         k_prior, k_simulate, k_train, k_probe = random.split(key, 4)
-
-        n_here = config.num_simulated // shards
-        prior_keys = random.example_keys(k_prior, n_here, axis_name)
-        x_0 = draw_prior(prior_keys, path, event_shape, state.moments)
-        simulate_keys = random.example_keys(k_simulate, n_here, axis_name)
-        generator = algorithm.generator(training.average(state.train), tempered_at(bound, state.scale))
-        trajectory = simulate(simulate_keys, process, generator, x_0, process.times(config.num_times))
-        log_path = path_log_weights(lambda x: jnp.zeros(n_here), path, trajectory)
-        x_1 = path.data_state(trajectory.x_1)
-        value = checks.model_output(bound(x_1), "energy", (n_here,))
-        at_reference = jnp.zeros(n_here) if reference is None else path.reference_energy(x_1, reference)
-        folded = jnp.zeros((), jnp.int32)
-        if trajectory.num_folded is not None:
-            folded = collectives.psum(jnp.sum(trajectory.num_folded), axis_name)
-        item, log_weights = Item(x_1, value, at_reference, log_path), log_path - value
-        item, log_weights = collectives.all_gather((item, log_weights), axis_name)
-        valid = ~importance.nonfinite(log_weights) & jnp.isfinite(item.log_path)
-        safe = jax.tree.map(lambda a: jnp.where(_expand(valid, a), a, jnp.zeros((), a.dtype)), item)
-        buffer = buffers.add(state.buffer, safe, valid)
-        summary = metrics.summarize(log_weights)
-
-        scale, buffer_ess, alarm, num_held = choose_level(buffer, state.scale, state.num_held, rule, scales)
-        weights = annealed_log_weights(buffer, scale)
-        # Where a few states outweigh all others, a multiple of the mean weight is no cut for them.
-        cut, cut_mass = cut_largest(weights, rule)
-        weights = jnp.where(alarm > 0, cut, weights)
-        probabilities, clipped_mass = importance.clipped_probabilities(weights, config.weight_clip)
-        clipped_mass = 1 - (1 - clipped_mass) * (1 - jnp.where(alarm > 0, cut_mass, 0.0))
-        # Clipped weights: the moments must not hang on a single state.
-        moments = path.moments(buffer.items.x_1, probabilities) if config.fit_prior else None
-        if not algorithm.draws_by_weight:
-            occupied = buffers.filled(buffer)
-            probabilities = occupied / jnp.maximum(jnp.sum(occupied), 1)
-
-        grid = process.times(config.num_times)
-        smooth, num_probed = state.smooth, 0
-        if isinstance(algorithm, ProbingAlgorithm):
-            # The same on all devices: of the buffer, which all of them hold.
-            k_draw, k_time, k_noise = jax.random.split(k_probe, 3)
-            places = (jnp.arange(_NUM_PROBED) + jax.random.uniform(k_draw, (_NUM_PROBED,))) / _NUM_PROBED
-            probed = buffers.sample(buffer, probabilities, places).x_1
-            t = jax.random.permutation(k_time, places)
-            t = jnp.interp(t, jnp.linspace(0.0, 1.0, grid.size), grid)
-            keys = random.example_keys(k_noise, _NUM_PROBED)
-            found, num_probed = algorithm.differentiable(keys, probed, t, tempered_at(bound, scale))
-            smooth = smooth & (found | ~(jnp.sum(probabilities) > 0))
-        tempered = tempered_at(bound, scale, smooth)
-        batch_here = config.batch_size // shards
-
-        def loss_fn(params, target_params, step_key, batch):
-            del batch
-            keys = random.example_keys(step_key, batch_here, axis_name)
-            k_draw, k_time, k_loss = random.split(keys, 3)
-            index = collectives.axis_index(axis_name) * batch_here + jnp.arange(batch_here)
-            # Strata of draws and of times are paired at random, by a shuffle of the global batch.
-            order = jax.random.permutation(step_key, config.batch_size)[index]
-            u_draw, u_time = (jax.vmap(jax.random.uniform)(k) for k in (k_draw, k_time))
-            x_1 = buffers.sample(buffer, probabilities, (index + u_draw) / config.batch_size).x_1
-            # Uniform on the grid of the simulation, whose steps are where the marginals change.
-            place = (order + u_time) / config.batch_size
-            t = jnp.interp(place, jnp.linspace(0.0, 1.0, grid.size), grid)
-            # A probability of zero everywhere means nothing to learn from: no loss.
-            usable = jnp.sum(probabilities) > 0
-            loss, extra = algorithm.loss(k_loss, params, target_params, x_1, t, tempered)
-            return jnp.where(usable, jnp.mean(loss), 0.0), extra
-
-        train_step = training.make_train_step(
-            loss_fn, optimizer, ema_decay=config.ema_decay, axis_name=axis_name
-        )
-        train, history = jax.lax.scan(
-            lambda s, k: train_step(s, k, None),
-            state.train,
-            jax.random.split(k_train, config.num_gradient_steps),
-        )
-        per_simulated, per_call, per_example = algorithm.energy_evaluations(energy, event_shape)
-        evaluations = (
-            state.num_energy_evaluations
-            + config.num_simulated * (1 + per_simulated + per_call * config.num_times)
-            + config.num_gradient_steps * config.batch_size * per_example
-            + num_probed
-        )
-        report = jax.tree.map(jnp.mean, history) | summary._asdict()
-        # Before the full energy ESS and log Z are of a sampler of something else.
-        report |= {
-            "log_z_error": jnp.where(scale < 1, jnp.inf, summary.log_z_error),
-            "reliable": summary.reliable & (scale >= 1),
-            "scale": scale,
-            "buffer_ess": buffer_ess,
-            "clipped_mass": clipped_mass,
-            "ess_alarm": alarm,
-            "num_held": num_held,
-            "num_folded": folded,
+        item, num_folded = self._simulated(k_prior, k_simulate, state, bound)
+        buffer, summary = _inserted(state.buffer, item)
+        chosen = self._chosen(buffer, state)
+        smooth, num_probed = self._smooth(k_probe, state.smooth, buffer, chosen, bound)
+        target = self._annealed(bound, chosen.level, smooth)
+        train, history = self._trained(k_train, state.train, buffer, chosen.probabilities, target)
+        evaluations = state.num_energy_evaluations + self._evaluations() + num_probed
+        report = _report(history, summary, chosen) | {
+            "num_folded": num_folded,
             "jump_alarm": 1.0 - smooth,
             "num_energy_evaluations": evaluations,
         }
-        return IterationState(train, buffer, scale, moments, evaluations, num_held, smooth), report
+        new = IterationState(
+            train, buffer, chosen.level, chosen.moments, evaluations, chosen.num_held, smooth
+        )
+        return new, report
 
-    return init, step
+    def _check_shards(self):
+        shards = collectives.axis_size(self.axis_name)
+        for name in ("num_simulated", "batch_size"):
+            size = getattr(self.config, name)
+            if size % shards:
+                raise ValueError(f"{name} must divide over {shards} devices, got {size}")
+
+    def _here(self, size: int) -> int:
+        """Of a total, what this device has."""
+        return size // collectives.axis_size(self.axis_name)
+
+    def _annealed(self, bound, level, smooth=None) -> AnnealedEnergy:
+        about = None
+        if self.reference is not None:
+            about = lambda x: self.path.reference_energy(x, self.reference)
+        return AnnealedEnergy(bound, level, about, smooth)
+
+    def _grid(self):
+        return self.process.times(self.config.num_times)
+
+    def _simulated(self, k_prior, k_run, state, bound) -> tuple[Item, Array]:
+        """(the states that all devices have simulated, how many steps a flow refused)."""
+        path, axis, num = self.path, self.axis_name, self._here(self.config.num_simulated)
+        x_0 = draw_prior(random.example_keys(k_prior, num, axis), path, self.event_shape, state.moments)
+        keys = random.example_keys(k_run, num, axis)
+        energy = self._annealed(bound, state.level)
+        generator = self.algorithm.generator(training.average(state.train), energy)
+        trajectory = simulate(keys, self.process, generator, x_0, self._grid())
+        log_path = path_log_weights(lambda x: jnp.zeros(num), path, trajectory)
+        x_1 = path.data_state(trajectory.x_1)
+        value = checks.model_output(bound(x_1), "energy", (num,))
+        about = jnp.zeros(num)
+        if self.reference is not None:
+            about = path.reference_energy(x_1, self.reference)
+        folded = jnp.zeros((), jnp.int32)
+        if trajectory.num_folded is not None:
+            folded = collectives.psum(jnp.sum(trajectory.num_folded), axis)
+        return collectives.all_gather(Item(x_1, value, about, log_path), axis), folded
+
+    def _chosen(self, buffer, state) -> _Chosen:
+        """The level and the probabilities to train with, by the weights of the buffer."""
+        level, ess, alarm, num_held = choose_level(
+            buffer, state.level, state.num_held, self.rule, self.levels
+        )
+        weights = annealed_log_weights(buffer, level)
+        # Where a few states outweigh all others, a multiple of the mean weight is no cut for them.
+        cut, cut_mass = cut_largest(weights, self.rule)
+        weights = jnp.where(alarm > 0, cut, weights)
+        probabilities, clipped = importance.clipped_probabilities(weights, self.config.weight_clip)
+        clipped = 1 - (1 - clipped) * (1 - jnp.where(alarm > 0, cut_mass, 0.0))
+        # Clipped weights: the moments must not hang on a single state.
+        moments = None
+        if self.config.fit_prior:
+            moments = self.path.moments(buffer.items.x_1, probabilities)
+        if not self.algorithm.draws_by_weight:
+            occupied = buffers.filled(buffer)
+            probabilities = occupied / jnp.maximum(jnp.sum(occupied), 1)
+        return _Chosen(level, probabilities, moments, num_held, ess, alarm, clipped)
+
+    def _smooth(self, key, before, buffer, chosen, bound) -> tuple[Array, Any]:
+        """(whether the gradient of E may be used, evaluations spent); the same on all devices."""
+        if not isinstance(self.algorithm, ProbingAlgorithm):
+            return before, 0
+        k_draw, k_time, k_noise = jax.random.split(key, 3)
+        places = (jnp.arange(_NUM_PROBED) + jax.random.uniform(k_draw, (_NUM_PROBED,))) / _NUM_PROBED
+        probed = buffers.sample(buffer, chosen.probabilities, places).x_1
+        t = _on_grid(jax.random.permutation(k_time, places), self._grid())
+        keys = random.example_keys(k_noise, _NUM_PROBED)
+        energy = self._annealed(bound, chosen.level)
+        found, count = self.algorithm.differentiable(keys, probed, t, energy)
+        return before & (found | ~(jnp.sum(chosen.probabilities) > 0)), count
+
+    def _trained(self, key, train, buffer, probabilities, target):
+        """(the state after the gradient steps, their metrics)."""
+        grid = self._grid()
+        # A probability of zero everywhere means nothing to learn from: no loss.
+        usable = jnp.sum(probabilities) > 0
+
+        def loss_fn(params, target_params, step_key, batch):
+            del batch
+            keys, u_draw, u_time = self._strata(step_key)
+            x_1 = buffers.sample(buffer, probabilities, u_draw).x_1
+            # Uniform on the grid of the simulation, whose steps are where the marginals change.
+            t = _on_grid(u_time, grid)
+            loss, extra = self.algorithm.loss(keys, params, target_params, x_1, t, target)
+            return jnp.where(usable, jnp.mean(loss), 0.0), extra
+
+        step = training.make_train_step(
+            loss_fn, self.optimizer, ema_decay=self.config.ema_decay, axis_name=self.axis_name
+        )
+        keys = jax.random.split(key, self.config.num_gradient_steps)
+        return jax.lax.scan(lambda s, k: step(s, k, None), train, keys)
+
+    def _strata(self, key):
+        """(keys, places of the draws, places of the times) of this device's part of a batch.
+
+        Strata of draws and of times are paired at random, by a shuffle of the global batch.
+        """
+        size, here = self.config.batch_size, self._here(self.config.batch_size)
+        keys = random.example_keys(key, here, self.axis_name)
+        k_draw, k_time, k_loss = random.split(keys, 3)
+        index = collectives.axis_index(self.axis_name) * here + jnp.arange(here)
+        order = jax.random.permutation(key, size)[index]
+        u_draw, u_time = (jax.vmap(jax.random.uniform)(k) for k in (k_draw, k_time))
+        return k_loss, (index + u_draw) / size, (order + u_time) / size
+
+    def _evaluations(self) -> int:
+        """Of E in one iteration, but for the probe's."""
+        config = self.config
+        simulated, call, example = self.algorithm.energy_evaluations(self.energy, self.event_shape)
+        return (
+            config.num_simulated * (1 + simulated + call * config.num_times)
+            + config.num_gradient_steps * config.batch_size * example
+        )
+
+
+class _Chosen(NamedTuple):
+    """What to train with: level, probabilities of the buffer, the prior's moments; and what to say of it."""
+
+    level: Array
+    probabilities: Array
+    moments: Any
+    num_held: Array
+    ess: Array
+    alarm: Array
+    clipped: Array
+
+
+def _inserted(buffer, item: Item) -> tuple[buffers.Buffer, metrics.PathWeightSummary]:
+    """(the buffer with the states of finite weight in it, the summary of all weights)."""
+    log_weights = item.log_path - item.energy
+    valid = ~importance.nonfinite(log_weights) & jnp.isfinite(item.log_path)
+    safe = jax.tree.map(lambda a: jnp.where(checks.expanded(valid, a), a, jnp.zeros((), a.dtype)), item)
+    return buffers.add(buffer, safe, valid), metrics.summarize(log_weights)
+
+
+def _on_grid(place: Array, grid: Array) -> Array:
+    """Times at places in [0, 1] of a grid, linear in between."""
+    return jnp.interp(place, jnp.linspace(0.0, 1.0, grid.size), grid)
+
+
+def _report(history, summary, chosen: _Chosen) -> dict[str, Array]:
+    """Before the full energy ESS and log Z are of a sampler of something else."""
+    return (
+        jax.tree.map(jnp.mean, history)
+        | summary._asdict()
+        | {
+            "log_z_error": jnp.where(chosen.level < 1, jnp.inf, summary.log_z_error),
+            "reliable": summary.reliable & (chosen.level >= 1),
+            "level": chosen.level,
+            "buffer_ess": chosen.ess,
+            "clipped_mass": chosen.clipped,
+            "ess_alarm": chosen.alarm,
+            "num_held": chosen.num_held,
+        }
+    )
 
 
 def _as_tuples(event_shape: Any) -> Any:
@@ -380,7 +475,3 @@ def _check_energy(energy: Energy, path: Path, event_shape: Any) -> None:
 
 def _zeros(x: State) -> State:
     return jax.tree.map(lambda a: jnp.zeros((1, *a.shape), a.dtype), x)
-
-
-def _expand(mask: Array, like: Array) -> Array:
-    return mask.reshape(mask.shape + (1,) * (like.ndim - 1))

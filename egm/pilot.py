@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import evidence, random, scales
-from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath
+from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath, WrappedPath
 from egm.spaces import Layout
 from egm.typing import Array, Energy, Key, Moments, State
 
@@ -147,6 +147,14 @@ def explore(
         path, event = _path(layout), layout.event_shape
         chains = _chains(k_chains, energy, path, event, None, 2 * num_groups, num_chains, rounds)
         return _found(identity, energy, [(chains, identity)], 1.0, 0, True)
+    if layout.angles.any():
+        # Descents have no end in a space without one: chains from everywhere.
+        say("tempered chains")
+        variance = np.where(layout.angles, 1.0, 100.0)
+        wide = _linear(layout, np.zeros(layout.num_coordinates), np.diag(variance))
+        smooth = _has_gradient(k_scales, energy, layout)
+        run = _run(k_wide, wide, energy, layout, num_chains, 2 * num_groups, smooth)
+        return _found(identity, energy, [(run, wide)], None, 0, smooth)
     say("descents to minima")
     minima = _descend(k_scales, energy, layout)
     smooth = minima is not None
@@ -156,7 +164,7 @@ def explore(
         say("tempered chains")
         runs.append((_run(k_chains, laplace, energy, layout, num_chains, num_groups, True), laplace))
     if not (runs and _agree(runs[0][0].log_z)) and (minima is None or layout.particles is None):
-        radius = 10.0 if minima is None else max(minima.radius, minima.extent)
+        radius = 10.0 if minima is None else max(minima.radius, minima.data_scale)
         wide = _isotropic(
             layout, np.zeros(layout.num_coordinates) if minima is None else minima.center, radius
         )
@@ -168,6 +176,16 @@ def explore(
 def _agree(log_z: np.ndarray) -> bool:
     """Whether populations of all widths tell one log Z, so that chains from elsewhere would add nothing."""
     return bool(np.all(np.isfinite(log_z)) and np.ptp(log_z) < _AGREE)
+
+
+def _has_gradient(key: Key, energy: Energy, layout: Layout) -> bool:
+    """Whether E has a finite gradient that is not zero, at most of 64 states."""
+    k_x, k_h = random.split(key)
+    x = 3.0 * jax.random.normal(k_x, (64, layout.num_coordinates))
+    h = jax.random.randint(k_h, (64, layout.num_sites), 0, max(layout.vocab_size, 1))
+    total = lambda y: jnp.sum(energy(layout.joined(y, h)))
+    g = np.asarray(jax.jit(jax.grad(total))(x))
+    return bool(np.mean(np.all(np.isfinite(g), axis=1) & np.any(g != 0, axis=1)) > 0.5)
 
 
 def _identity(layout: Layout) -> Coordinates:
@@ -186,7 +204,9 @@ def _dimension(layout: Layout) -> int:
 
 def _path(layout: Layout, vector: Any = None) -> Any:
     """A path that says where the parts live."""
-    vector = VarianceExplodingPath(1.0, 10.0) if vector is None else vector
+    if vector is None:
+        circular = tuple(layout.angles.tolist())
+        vector = WrappedPath(1.0, 10.0, 1.0, circular) if any(circular) else VarianceExplodingPath(1.0, 10.0)
     if layout.particles is not None:
         vector = CenteredPath(vector, layout.particles.num_particles, layout.particles.spatial_dim)
     tokens = MaskedPath(layout.vocab_size) if layout.num_sites else None
@@ -227,7 +247,7 @@ def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinat
     """Coordinates in which the normal approximation at the minima has unit covariance."""
     if not _whitened(layout):
         center = minima.center if layout.particles is None else np.zeros_like(minima.center)
-        return _isotropic(layout, center, minima.extent)
+        return _isotropic(layout, center, minima.data_scale)
     x = np.asarray(minima.minima[:16])
     n = x.shape[0]
     tokens = jnp.zeros((1, layout.num_sites), jnp.int32)
@@ -238,15 +258,20 @@ def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinat
 
     hessians = np.asarray(jax.jit(jax.vmap(jax.hessian(one)))(jnp.asarray(x, float)), np.float64)
     # A minimum that has no curvature in a direction says nothing of it but the spread of the minima.
-    most = max(minima.extent, minima.radius) ** 2
+    most = max(minima.data_scale, minima.radius) ** 2
     within = []
     for h in hessians[np.all(np.isfinite(hessians), axis=(1, 2))]:
         values, vectors = np.linalg.eigh((h + h.T) / 2)
         variance = 1 / np.maximum(values, 1 / most)
         within.append((vectors * variance) @ vectors.T)
-    between = np.cov(x.T, bias=True).reshape(x.shape[1], x.shape[1]) if n > 1 else 0.0
     inside = np.mean(within, axis=0) if within else np.eye(x.shape[1]) * most
-    return _linear(layout, x.mean(axis=0), inside + between)
+    if n == 1:
+        return _linear(layout, x[0], inside)
+    # Of few minima, in units of their own widths.
+    unit = _linear(layout, x.mean(axis=0), inside)
+    spread = np.cov(np.linalg.solve(unit.matrix, (x - unit.center).T), bias=True)
+    between = unit.matrix @ _significant(np.atleast_2d(spread), 4 * n) @ unit.matrix
+    return _linear(layout, unit.center, inside + between)
 
 
 def _linear(layout: Layout, center: np.ndarray, covariance: np.ndarray) -> Coordinates:
@@ -322,8 +347,35 @@ def _fitted(layout: Layout, x: np.ndarray, log_shares: np.ndarray, first: Coordi
     """
     w = np.exp(log_shares - log_shares.max())
     w /= w.sum()
-    root = first.matrix if np.ndim(first.matrix) else first.matrix * np.eye(x.shape[1])
-    x = np.linalg.solve(root.T, (np.asarray(x, np.float64) - first.center).T).T
+    if layout.angles.all():
+        return _identity(layout)
+    if layout.angles.any():
+        line = np.flatnonzero(~layout.angles)
+        center, covariance = np.zeros(len(layout.angles)), np.eye(len(layout.angles))
+        unit = first.matrix[np.ix_(line, line)]
+        center[line], covariance[np.ix_(line, line)] = _normal(x[:, line], w, first.center[line], unit)
+        return _linear(layout, center, covariance)
+    if _whitened(layout):
+        root = first.matrix if np.ndim(first.matrix) else first.matrix * np.eye(x.shape[1])
+        return _linear(layout, *_normal(x, w, first.center, root))
+    z = _drawn_in((x - first.center) / first.matrix, w)
+    center = w @ z
+    extent = first.matrix * float(np.sqrt(np.sum(w @ (z - center) ** 2) / _dimension(layout)))
+    center = first.center + first.matrix * center
+    center = np.full_like(center, center.mean()) if layout.particles is None else np.zeros_like(center)
+    return _isotropic(layout, center, extent)
+
+
+def _normal(x: np.ndarray, w: np.ndarray, center: np.ndarray, root: np.ndarray):
+    """(mean, covariance) of states x [N, D] of weights w, taken in the coordinates x = center + z root."""
+    z = _drawn_in(np.linalg.solve(root.T, (np.asarray(x, np.float64) - center).T).T, w)
+    mean = w @ z
+    covariance = _significant(((z - mean) * w[:, None]).T @ (z - mean), 1 / np.sum(w**2))
+    return center + mean @ root, root.T @ covariance @ root
+
+
+def _drawn_in(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """x with the outermost half per cent of each coordinate drawn in."""
     order = np.argsort(x, axis=0)
     total = np.cumsum(w[order], axis=0)
     sorted_x = np.take_along_axis(x, order, axis=0)
@@ -331,20 +383,32 @@ def _fitted(layout: Layout, x: np.ndarray, log_shares: np.ndarray, first: Coordi
         np.array([np.interp(q, total[:, d], sorted_x[:, d]) for d in range(x.shape[1])])
         for q in (0.005, 0.995)
     )
-    x = np.clip(np.where(w[:, None] > 0, x, 0.5 * (low + high)), low, high)
-    center = w @ x
-    if not _whitened(layout):
-        dimension = _dimension(layout)
-        extent = first.matrix * float(np.sqrt(np.sum(w @ (x - center) ** 2) / dimension))
-        center = first.center + first.matrix * center
-        center = np.full_like(center, center.mean()) if layout.particles is None else np.zeros_like(center)
-        return _isotropic(layout, center, extent)
-    covariance = ((x - center) * w[:, None]).T @ (x - center)
-    # As many as count: of few the covariance is drawn towards its diagonal.
-    effective = 1 / np.sum(w**2)
-    shrink = min(1.0, x.shape[1] / effective)
-    covariance = (1 - shrink) * covariance + shrink * np.diag(np.diag(covariance))
-    return _linear(layout, first.center + center @ root, root.T @ covariance @ root)
+    return np.clip(np.where(w[:, None] > 0, x, 0.5 * (low + high)), low, high)
+
+
+def _significant(covariance: np.ndarray, num: float) -> np.ndarray:
+    """A covariance of about `num` states without what chance would have put there.
+
+    Coordinates that have nothing to do with each other must not be mixed: what is a function of each of
+    them alone would become one of all. So correlations of chance size are zero, unless together they make
+    a direction far wider or narrower than chance does (Marchenko and Pastur's edges for `num` / 4 states,
+    since chains' states are not independent).
+    """
+    sd = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+    correlation = covariance / sd / sd[:, None]
+    num = max(num / 4, 1.0)
+    large = np.abs(correlation) > 4 / np.sqrt(num)
+    kept = np.where(large, correlation, 0.0)
+    values, vectors = np.linalg.eigh(kept)
+    root = (vectors / np.sqrt(np.maximum(values, 1e-3))) @ vectors.T
+    rest = np.linalg.eigvalsh(root @ correlation @ root)
+    ratio = np.sqrt(len(sd) / num)
+    chance = rest.max() < (1 + ratio) ** 2 * 1.5 and rest.min() > max(1 - ratio, 0.0) ** 2 / 1.5
+    if values.min() <= 1e-3 or not chance:
+        # Of few states it is drawn towards its diagonal.
+        shrink = min(1.0, len(sd) / num)
+        kept = (1 - shrink) * correlation + shrink * np.eye(len(sd))
+    return kept * sd * sd[:, None]
 
 
 def _length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, num: int = 512) -> float:

@@ -31,6 +31,8 @@ __all__ = ["Design", "Parts", "Sampler", "Samples", "parts_of"]
 VERSION = 1
 """Of the format of saved samplers."""
 _CHUNK = 2048
+_UNIFORM = 4.5
+"""Noise after which an angle is uniform to 1e-4."""
 _MIXED_FROM = 6
 """Dimensions from which a network has channels for each coordinate."""
 
@@ -108,6 +110,7 @@ class Design:
       width, depth: of the network.
       num_times: steps of a simulation.
       flip: whether the network keeps the symmetry of exchanged tokens (with x -> -x on mixed states).
+      shifts: whether it keeps that of shifts of a periodic grid.
     """
 
     layout: Layout
@@ -118,6 +121,7 @@ class Design:
     depth: int = 3
     num_times: int = 100
     flip: bool = False
+    shifts: bool = False
 
 
 class Parts(NamedTuple):
@@ -151,8 +155,7 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
     vector: Any = None
     tokens: Any = None
     if layout.num_coordinates:
-        sigma_min, sigma_max = design.length_scale, design.reach * design.data_scale
-        path = paths.VarianceExplodingPath(sigma_min, sigma_max, length_scale=sigma_min)
+        path = _gaussian_path(design)
         if layout.particles is not None:
             path = paths.CenteredPath(path, layout.particles.num_particles, layout.particles.spatial_dim)
         process = processes.DiffusionProcess(path, data_scale=design.data_scale)
@@ -184,6 +187,15 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
     return Parts(path, process, head, lambda key: net.init(key, x, jnp.zeros(1)), _legal(net.apply, layout))
 
 
+def _gaussian_path(design: Design) -> Any:
+    """The path of the vector's part, as wide as the design says; wide enough for angles to be uniform."""
+    s, sigma_max, angles = design.length_scale, design.reach * design.data_scale, design.layout.angles
+    if not angles.any():
+        return paths.VarianceExplodingPath(s, sigma_max, length_scale=s)
+    circular = None if angles.all() else tuple(angles.tolist())
+    return paths.WrappedPath(s, max(sigma_max, _UNIFORM), s, circular)
+
+
 def _network(design: Design, path: Any, energy: Any) -> Any:
     """The network of the space."""
     layout = design.layout
@@ -196,13 +208,15 @@ def _network(design: Design, path: Any, energy: Any) -> Any:
         return networks.EGNN(*args, **scale, **size)
     if layout.num_coordinates and layout.num_sites:
         return networks.MLPMixed(path, layout.vocab_size, **scale, **size, flip=design.flip)
-    if layout.num_coordinates >= _MIXED_FROM:
+    grid = layout.grid if design.shifts else ()
+    if layout.num_coordinates and grid:
+        return networks.TorusVector(path, grid[0], **scale)
+    if layout.num_coordinates >= _MIXED_FROM and not layout.angles.any():
         return networks.CoordinateVector(path, **scale, **size)
     if layout.num_coordinates:
         return networks.MLPVector(path, **scale, **size)
     skip = getattr(energy, "masked_conditionals", None)
-    grid = layout.leaves[0].grid if len(layout.leaves) == 1 else ()
-    if len(grid) == 2 and grid[0] == grid[1]:
+    if grid:
         shape = {"channels": 16, "expansion": 1, "flip": design.flip, "skip": skip}
         return networks.TorusDenoiser(grid[0], layout.vocab_size, **shape)
     return networks.MLPDenoiser(layout.vocab_size, **size, flip=design.flip, skip=skip)
@@ -278,8 +292,11 @@ class Sampler:
 
     def generator(self, x: State, t: Array) -> Any:
         """The marginal generator in the path's form, on the library's states."""
+        return self._generator(self.params)(x, t)
+
+    def _generator(self, params):
         algorithm = algorithms.Weighted(self.parts.path, self.parts.head, self.parts.apply)
-        return algorithm.generator(self.params, self._canonical)(x, t)
+        return algorithm.generator(params, self._canonical)
 
     def sample(self, key: Key, num: int, *, num_times: int | None = None) -> Samples:
         """`num` weighted states.
@@ -312,8 +329,7 @@ class Sampler:
         return self._trajectory(key, self.params, self.moments, num, num_times)
 
     def _trajectory(self, key, params, moments, num, num_times):
-        algorithm = algorithms.Weighted(self.parts.path, self.parts.head, self.parts.apply)
-        generator = algorithm.generator(params, self._canonical)
+        generator = self._generator(params)
         k_prior, k_run = random.split(key)
         x_0 = draw_prior(
             random.example_keys(k_prior, num), self.parts.path, self.design.layout.event_shape, moments

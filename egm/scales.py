@@ -20,7 +20,7 @@ from egm.typing import Array, Energy, Key, State
 
 __all__ = ["Scales", "find_scales"]
 
-_REACH = 2.5  # extents from the centre beyond which the beginning of annealing would lose a minimum
+_REACH = 2.5  # S from the centre beyond which the beginning of annealing would lose a minimum
 
 
 class Scales(NamedTuple):
@@ -28,8 +28,8 @@ class Scales(NamedTuple):
 
     Attributes:
       center: [D] mean of the minima found, each by the number of descents that ended there; where a
-        minimum would then lie beyond 2.5 extents, each counts once.
-      extent: root mean square over dimensions of their spread, the width of a minimum included.
+        minimum would then lie beyond 2.5 S, each counts once.
+      data_scale: S, root mean square over dimensions of their spread, the width of a minimum included.
       radius: largest coordinate of a minimum beyond `center`, three widths of a minimum included.
       length_scale: the width of a minimum, (dimension of the space / trace of the Hessian)^(1/2), the
         median over minima.
@@ -41,7 +41,7 @@ class Scales(NamedTuple):
     """
 
     center: np.ndarray
-    extent: float
+    data_scale: float
     radius: float
     length_scale: float
     num_minima: int
@@ -158,13 +158,13 @@ def find_scales(
         )
     length = curvature**-0.5
     distinct = _distinct(low, 3 * length * dimension**0.5)
-    center, extent = _normal(low.x, length, dimension)
-    if np.max(np.linalg.norm(distinct.x - center, axis=-1)) > _REACH * extent * dimension**0.5:
-        center, extent = _normal(distinct.x, length, dimension)
+    center, data_scale = _normal(low.x, length, dimension)
+    if np.max(np.linalg.norm(distinct.x - center, axis=-1)) > _REACH * data_scale * dimension**0.5:
+        center, data_scale = _normal(distinct.x, length, dimension)
     spread = low.x - center
     return Scales(
         center,
-        extent,
+        data_scale,
         float(np.max(np.abs(spread)) + 3 * length),
         float(length),
         len(low.value),

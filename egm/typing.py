@@ -22,6 +22,7 @@ __all__ = [
     "EnergyWithSites",
     "Draw",
     "Estimate",
+    "EvaluationCounts",
     "Horizon",
     "Proposal",
     "ProbingAlgorithm",
@@ -30,6 +31,7 @@ __all__ = [
     "CountedProcess",
     "Gaussian",
     "Head",
+    "HeadCounts",
     "Key",
     "LocalPath",
     "ModelFn",
@@ -399,6 +401,31 @@ Apply = Callable[[PyTree, State, Array], Any]
 """`output = apply(params, x [N, *event], t [N])`, as a Flax module's."""
 
 
+class EvaluationCounts(NamedTuple):
+    """Evaluations of E that an algorithm takes.
+
+    Attributes:
+      trajectory: for each simulated state, that at its end not counted.
+      call: for each call of the generator.
+      example: for each training example.
+    """
+
+    trajectory: int
+    call: int
+    example: int
+
+
+class HeadCounts(NamedTuple):
+    """Evaluations of E that a head takes.
+
+    Attributes:
+      generator, target: for each state in a call of `generator` and of `conditional_target`.
+    """
+
+    generator: int
+    target: int
+
+
 @runtime_checkable
 class Algorithm(Protocol):
     """What an outer iteration trains."""
@@ -413,8 +440,8 @@ class Algorithm(Protocol):
         """Whether x_1 must be drawn by path weight (else uniformly from the buffer)."""
         ...
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
-        """Evaluations of E for each (trajectory beside its end, generator call, training example)."""
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> EvaluationCounts:
+        """Evaluations of E, for the count in the metrics."""
         ...
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
@@ -458,8 +485,8 @@ class Head(Protocol):
         """Scalars to report beside the divergence: what was clipped."""
         ...
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
-        """Evaluations of E (a gradient is one) for each call of (generator, conditional_target)."""
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> HeadCounts:
+        """Evaluations of E, a gradient being one."""
         ...
 
 

@@ -233,6 +233,16 @@ def _mixture(weights, means, covariances, center, spread, wide: float = 0.01) ->
     return MixturePrior(*(jnp.asarray(a, jnp.float32) for a in (np.log(weights), means, scale, inverse)))
 
 
+def _broader(base: MixturePrior, share: float = 0.2) -> MixturePrior:
+    """The mixture with more of its wide normal, the last one: where data are none, negatives must not be few.
+
+    With a hundredth of them there, what the network makes of the outskirts held a tenth of the mass.
+    """
+    weights = jnp.exp(base.log_weights)
+    weights = weights * (1 - share) / (1 - weights[-1])
+    return base._replace(log_weights=jnp.log(weights.at[-1].set(share)))
+
+
 def _bandwidth(rng: np.random.Generator, z: np.ndarray, means: np.ndarray) -> float:
     """The kernel width with the best log-density of points left out."""
     probe = z if len(z) <= 1000 else z[rng.choice(len(z), 1000, replace=False)]
@@ -284,7 +294,9 @@ class _Training:
         rate, since, done, count = 2e-3, 0, 0, 0
         optimizer = _adam()
         config = matching.MatchingConfig(
-            epsilon_max=1.0, negatives=Proposed(self._base, 4 * self._batch), gate=losses.energy_gate
+            epsilon_max=1.0,
+            negatives=Proposed(_broader(self._base), 4 * self._batch),
+            gate=losses.energy_gate,
         )
         init, step = matching.make_matching(self.potential, optimizer, config, ema_decay=0.99)
         several = jax.jit(training.scan_steps(step, self._draw(k_train), _STEPS))

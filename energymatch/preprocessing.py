@@ -156,7 +156,10 @@ def dither(key: Key, x: Array, noise: Any, axis_name: str | None = None) -> Arra
     x = checks.float_array(x, "x", min_ndim=1)
     event = x.shape[1:]
     known = None if isinstance(noise, Tracer) else np.asarray(noise)
-    scale = checks.as_array(noise, "noise").astype(x.dtype)
+    scale = checks.as_array(noise, "noise")
+    if jnp.iscomplexobj(scale):
+        raise TypeError(f"noise must be real, got dtype {scale.dtype}")
+    scale = scale.astype(x.dtype)
     if known is not None and not np.all(np.isfinite(known) & (known >= 0)):
         raise ValueError(f"noise must be finite and non-negative, got {noise!r:.80}")
     if scale.ndim == 1 and scale.size == int(np.prod(event)):

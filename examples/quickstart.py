@@ -57,17 +57,17 @@ def learn_sampler(key, energy):
     found = scales.find_scales(keys[0], energy, (2,), search_radius=8.0)
     shape = {
         "length_scale": found.length_scale,
-        "data_scale": found.extent,
+        "data_scale": found.data_scale,
         "center": tuple(found.center.tolist()),
     }
     path = paths.VarianceExplodingPath(
-        found.length_scale, 2.5 * found.extent, length_scale=found.length_scale
+        found.length_scale, 2.5 * found.data_scale, length_scale=found.length_scale
     )
-    process = processes.DiffusionProcess(path, data_scale=found.extent)
+    process = processes.DiffusionProcess(path, data_scale=found.data_scale)
     net = networks.MLPVector(path, **shape)
     algorithm = algorithms.Weighted(path, heads.ScoreHead(path, **shape), net.apply)
     config = iteration.IterationConfig(num_simulated=2000, buffer_size=10_000, batch_size=512)
-    moments = Moments(jnp.array(found.center, float), jnp.full(2, found.extent**2))
+    moments = Moments(jnp.array(found.center, float), jnp.full(2, found.data_scale**2))
     init, step = iteration.make_iteration(
         algorithm, process, energy, optimizer(), config, event_shape=(2,), reference=moments
     )

@@ -37,7 +37,7 @@ LAYERS = [
     ["egm.spaces"],
     ["egm.pilot", "egm.batching"],
     ["egm.sampler"],
-    ["egm.fitting"],
+    ["egm.fitting", "egm.refinement"],
     ["egm"],
     ["energymatch.schedules", "energymatch.couplings", "energymatch.images", "energymatch.preprocessing"],
     ["energymatch.potential"],

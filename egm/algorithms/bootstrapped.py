@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from egm import bootstrap, checks, divergences, horizons, losses, proposals, random
 from egm.algorithms._shared import check_fields, check_samples, compare, estimate_metrics, with_skip
 from egm.estimators import estimate
-from egm.typing import Apply, Energy, Head, Horizon, ModelFn, Path, Proposal, PyTree
+from egm.typing import Apply, Energy, EvaluationCounts, Head, Horizon, ModelFn, Path, Proposal, PyTree
 
 __all__ = ["Bootstrap"]
 
@@ -68,10 +68,10 @@ class Bootstrap:
         )
         return cls(path, head, apply, apply_log_marginal, **(settings | fields))
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> EvaluationCounts:
         """K a training example, an upper bound: most have r < 1; and those of the head."""
         generator, _ = self.head.energy_evaluations(energy, event_shape)
-        return 0, generator, generator + self.num_samples
+        return EvaluationCounts(0, generator, generator + self.num_samples)
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from egm import bootstrap, checks, divergences, losses, random
 from egm.algorithms._shared import check_fields, with_skip
-from egm.typing import Apply, Energy, ModelFn, Path, PyTree
+from egm.typing import Apply, Energy, EvaluationCounts, ModelFn, Path, PyTree
 
 __all__ = ["LocalBootstrap"]
 
@@ -38,11 +38,11 @@ class LocalBootstrap:
         check_fields(self, ("apply",))
         checks.positive_int(self.num_steps, "num_steps")
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> EvaluationCounts:
         """An upper bound: only states without a mask, or at t = 1, ask for E itself."""
         count = bootstrap.num_local_states(self.path, event_shape)
         last = getattr(self.path, "vocab_size", 0)
-        return last, 0, count
+        return EvaluationCounts(last, 0, count)
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`; where x_1 is all but known the energy itself gives the generator."""

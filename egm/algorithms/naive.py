@@ -8,7 +8,7 @@ from typing import Any
 from egm import bootstrap, random
 from egm.algorithms._shared import check_fields, check_samples, compare, estimate_metrics
 from egm.estimators import estimate
-from egm.typing import Apply, Energy, Head, ModelFn, Path, PyTree
+from egm.typing import Apply, Energy, EvaluationCounts, Head, ModelFn, Path, PyTree
 
 __all__ = ["Naive"]
 
@@ -36,10 +36,10 @@ class Naive:
         check_fields(self, ("apply",))
         check_samples(self)
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> EvaluationCounts:
         """K a training example, and those of the head."""
         generator, _ = self.head.energy_evaluations(energy, event_shape)
-        return 0, generator, generator + self.num_samples
+        return EvaluationCounts(0, generator, generator + self.num_samples)
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""

@@ -9,7 +9,19 @@ import jax.numpy as jnp
 
 from egm import checks, random
 from egm.algorithms._shared import check_fields, compare
-from egm.typing import Apply, Array, Energy, Head, Key, ModelFn, Path, ProbingHead, PyTree, State
+from egm.typing import (
+    Apply,
+    Array,
+    Energy,
+    EvaluationCounts,
+    Head,
+    Key,
+    ModelFn,
+    Path,
+    ProbingHead,
+    PyTree,
+    State,
+)
 
 __all__ = ["Weighted"]
 
@@ -36,10 +48,10 @@ class Weighted:
         check_fields(self, ("apply",))
         checks.flag(self.energy_targets, "energy_targets")
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int, int]:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> EvaluationCounts:
         """Those of the head."""
         generator, target = self.head.energy_evaluations(energy, event_shape)
-        return 0, generator, generator + target * self.energy_targets
+        return EvaluationCounts(0, generator, generator + target * self.energy_targets)
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""

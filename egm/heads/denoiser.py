@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from egm import checks, divergences, importance
 from egm.paths.masked import MaskedPath
-from egm.typing import Array, Energy
+from egm.typing import Array, Energy, HeadCounts
 
 __all__ = ["DenoiserHead"]
 
@@ -79,12 +79,12 @@ class DenoiserHead:
         del target, output, x_t, t, energy
         return {}
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> HeadCounts:
         """What the energy's `conditional_evaluations` says, one where it says nothing."""
         if not hasattr(energy, "single_site_conditionals"):
-            return 0, 0
+            return HeadCounts(0, 0)
         count = getattr(energy, "conditional_evaluations", lambda num_sites: 1)
-        return 0, count(event_shape[-1])
+        return HeadCounts(0, count(event_shape[-1]))
 
     def _checked(self, x_t, output):
         if len(self.path.batch_shape(x_t, "x_t")) != 1:

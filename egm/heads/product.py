@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from egm import checks
 from egm.paths.product import ProductPath
-from egm.typing import Array, Energy, PyTree, State
+from egm.typing import Array, Energy, HeadCounts, PyTree, State
 
 __all__ = ["ProductHead"]
 
@@ -96,11 +96,11 @@ class ProductHead:
         """The sum over the leaves."""
         return sum(h.probe_evaluations(energy) for h in self._heads if hasattr(h, "probe_evaluations"))
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> HeadCounts:
         """The sums over the leaves."""
         shapes = self._parts(event_shape, "event_shape")
         each = [h.energy_evaluations(energy, s) for h, s in zip(self._heads, shapes, strict=True)]
-        return sum(a for a, _ in each), sum(b for _, b in each)
+        return HeadCounts(*map(sum, zip(*each, strict=True)))
 
     def _parts(self, tree, name):
         """The subtrees at the heads' places; raises ValueError where the structure differs."""

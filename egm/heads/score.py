@@ -16,7 +16,7 @@ import numpy as np
 
 from egm import checks, divergences, smoothness
 from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Energy, Gaussian
+from egm.typing import Array, Energy, Gaussian, HeadCounts
 
 __all__ = ["ConditionalScore", "ScoreHead"]
 
@@ -45,7 +45,8 @@ class ScoreHead:
       Var[x_1 | x_t] = S^2 sigma_t^2 / (sigma_t^2 + alpha_t^2 S^2) exp(G),
     the bracket being the score where E is that of a normal distribution of scale s (on a subspace the
     variance is that times its dimension over D). So an output of zero is exact for a normal target
-    N(m, S^2 I) at every t, with its energy where s = S, and for any target at t = 1. The same c mixes
+    N(m, S^2 I) at every t, with its energy where s = S, and for any target at t = 1. Of angles
+    (`WrappedPath`) S counts as infinite. The same c mixes
     the two forms of a conditional score: grad E at x_1 (target-score form) and the noise.
 
     Attributes:
@@ -190,9 +191,9 @@ class ScoreHead:
         known = not self.target_score or getattr(energy, "differentiable", None) is not None
         return 0 if known else smoothness.NUM_EVALUATIONS
 
-    def energy_evaluations(self, energy: Energy, event_shape: Any) -> tuple[int, int]:
+    def energy_evaluations(self, energy: Energy, event_shape: Any) -> HeadCounts:
         """One gradient each."""
-        return int(self.energy_skip), int(self.target_score)
+        return HeadCounts(int(self.energy_skip), int(self.target_score))
 
     def _level(self, t, x):
         batch = self.path.batch_shape(x, "x_t")
@@ -204,10 +205,14 @@ class ScoreHead:
         return _Level(alpha, variance, jnp.sqrt(variance + signal), signal / (variance + signal))
 
     def _base_variance(self, level, x):
-        broad = level.variance + level.alpha**2 * self.data_scale**2
         # A coordinate of isotropic noise on a subspace has less variance than one of the whole space.
         share = self._dimension(x) / x.shape[-1]
-        return self.data_scale**2 * level.variance / broad * share
+        return level.variance / (level.variance * self._precision(x) + level.alpha**2) * share
+
+    def _precision(self, x):
+        """[1, D] 1 / S^2, 0 for angles."""
+        confined = self.path.confinement(x.shape[-1]) / self.data_scale**2
+        return jnp.asarray(confined, x.dtype)[None]
 
     def _normalised(self, output, x, level, energy):
         """[B, D] b times the score."""
@@ -215,8 +220,9 @@ class ScoreHead:
         if output.shape != (*x.shape, 2):
             raise ValueError(f"output must have shape {(*x.shape, 2)}, got {output.shape}")
         center = jnp.broadcast_to(jnp.asarray(self.center, x.dtype), x.shape)
-        broad = level.variance + level.alpha**2 * self.data_scale**2
-        skip = level.spread * (level.alpha * center - x) / broad
+        precision = self._precision(x)
+        broad = level.variance * precision + level.alpha**2
+        skip = level.spread * (level.alpha * center - x) * precision / broad
         if self.energy_skip and energy is not None:
             own = level.gate * level.spread / level.alpha * _score(energy, x / level.alpha, self.path)
             own, _ = self._clip(own, min(self.max_drift_norm or 10.0, 10.0))

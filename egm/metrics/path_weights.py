@@ -109,13 +109,13 @@ def log_mean_error(log_weights: Array, axis_name: str | None = None) -> Array:
     return jnp.where(positive & (n > 1), error, jnp.inf)
 
 
-def reason(record: Any, scale: float | Array | None = None) -> str:
+def reason(record: Any, level: float | Array | None = None) -> str:
     """Why an error is infinite, in words, for a table or a message; "" where it is not.
 
     Args:
       record: `PathWeightSummary`, `egm.importance.Reliability`, or the metrics of an iteration (a dict),
         on the host.
-      scale: the scale of the energy that training has reached; where None, that of the metrics, or 1.
+      level: of the energy that training has reached; where None, that of the metrics, or 1.
 
     Returns:
       One line.
@@ -128,11 +128,11 @@ def reason(record: Any, scale: float | Array | None = None) -> str:
     if not isinstance(fields, Mapping) or not all(name in fields for name in names):
         raise TypeError(f"record must have {', '.join(names)}, got {record!r:.80}")
     index, number, lower, largest = (float(fields[name]) for name in names)
-    scale = fields.get("scale", 1.0) if scale is None else scale
-    scale = checks.finite_float(np.asarray(scale).item() if np.ndim(scale) == 0 else scale, "scale")
+    level = fields.get("level", 1.0) if level is None else level
+    level = checks.finite_float(np.asarray(level).item() if np.ndim(level) == 0 else level, "level")
     why = []
-    if scale < 1:
-        why.append(f"the annealing has reached {scale:.2g} of the energy")
+    if level < 1:
+        why.append(f"the annealing has reached {level:.2g} of the energy")
     if not number > 0:
         return "; ".join([*why, "no weight is positive"])
     enough = importance.MIN_EFFECTIVE_NUMBER
@@ -188,7 +188,7 @@ def reweighted_mean(values: Array, log_weights: Array) -> tuple[Array, Array]:
     record = importance.reliability(log_weights)
     w = importance.snis(log_weights).weights
     mean, in_tail = _weighted_means(values, w, log_weights, record)
-    c = jnp.where(_expand(w, values) > 0, _expand(w, values) * (values - mean[None]), 0.0)
+    c = jnp.where(checks.expanded(w, values) > 0, checks.expanded(w, values) * (values - mean[None]), 0.0)
     spread, factor, skewness = _spread(c, n)
     shift = _grown(record) * (in_tail - mean)
     error = jnp.hypot(spread * (factor + 0.75 * jnp.abs(skewness)), shift / 2)
@@ -227,7 +227,7 @@ def jackknife(
     mean, in_tail = _weighted_means(values, w, log_weights, record)
     w, values = (a.reshape(num_blocks, size, *a.shape[1:]) for a in (w, values))
     weight = jnp.sum(w, axis=1)
-    moment = jnp.einsum("bn,bn...->b...", w, jnp.where(_expand(w, values) > 0, values, 0))
+    moment = jnp.einsum("bn,bn...->b...", w, jnp.where(checks.expanded(w, values) > 0, values, 0))
     left = jnp.sum(weight) - weight
     means = (jnp.sum(moment, axis=0, keepdims=True) - moment) / left.reshape((-1,) + (1,) * (moment.ndim - 1))
     whole = statistic(mean)
@@ -263,11 +263,11 @@ def _weighted_means(
     values: Array, w: Array, log_weights: Array, record: importance.Reliability
 ) -> tuple[Array, Array]:
     """(weighted mean of values [N, ...], the same over the tail of the largest weights alone)."""
-    values = jnp.where(_expand(w, values) > 0, values, 0)  # without weight it may be anything
+    values = jnp.where(checks.expanded(w, values) > 0, values, 0)  # without weight it may be anything
     in_tail = jnp.where(log_weights > record.tail_start, w, 0.0)
     total = jnp.sum(in_tail)
-    mean = jnp.sum(_expand(w, values) * values, axis=0)
-    tail = jnp.sum(_expand(in_tail, values) * values, axis=0) / jnp.where(total > 0, total, 1.0)
+    mean = jnp.sum(checks.expanded(w, values) * values, axis=0)
+    tail = jnp.sum(checks.expanded(in_tail, values) * values, axis=0) / jnp.where(total > 0, total, 1.0)
     return mean, jnp.where(total > 0, tail, mean)
 
 
@@ -280,10 +280,6 @@ def _stated(error: Array, usual: Array, record: importance.Reliability, n: int) 
     """The usual error for plain samples, the widened one where the weights are reliable, else inf."""
     error = jnp.where(record.reliable, error, jnp.inf)
     return jnp.where(record.equal, usual, error) if n > 1 else jnp.full_like(error, jnp.inf)
-
-
-def _expand(w: Array, like: Array) -> Array:
-    return w.reshape(w.shape + (1,) * (like.ndim - w.ndim))
 
 
 def _observables(values: Array, log_weights: Array) -> tuple[Array, Array]:

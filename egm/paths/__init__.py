@@ -5,6 +5,7 @@ from egm.paths.gaussian import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 from egm.paths.schedules import LinearPath, VarianceExplodingPath, VariancePreservingPath
+from egm.paths.wrapped import WrappedPath
 
 __all__ = [
     "CenteredPath",
@@ -14,4 +15,5 @@ __all__ = [
     "ProductPath",
     "VarianceExplodingPath",
     "VariancePreservingPath",
+    "WrappedPath",
 ]

@@ -103,6 +103,14 @@ class GaussianPath(abc.ABC):
         distance = jnp.sum(jnp.square(x - mean), axis=-1)
         return -0.5 * (distance / variance + size * jnp.log(2 * math.pi * variance))
 
+    def coordinate_log_density(self, x: Array, mean: Array, variance: Array) -> Array:
+        """[..., D] log N(x_i; mean_i, variance_i) of each coordinate, where the space is all of R^D."""
+        return -0.5 * (jnp.square(x - mean) / variance + jnp.log(2 * math.pi * variance))
+
+    def confinement(self, trailing_size: int) -> np.ndarray:
+        """[D] 1 where data have a finite variance on the line; 0 where a coordinate is an angle."""
+        return np.ones(trailing_size)
+
     # Derived schedules.
 
     def diffusion_coefficient(self, t: Time) -> Array:

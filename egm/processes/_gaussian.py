@@ -108,8 +108,7 @@ def normal_log_density(path: GaussianPath, x: Array, mean: Array, variance: Arra
     """[N] log N(x; mean, diag(variance)) on the path's space; variance [N, 1] or, if flat, [N, D]."""
     if variance.shape[-1] == 1:
         return path.normal_log_density(x, mean, variance[:, 0])
-    terms = jnp.square(x - mean) / variance + jnp.log(2 * math.pi * variance)
-    return -0.5 * jnp.sum(terms, axis=-1)
+    return jnp.sum(path.coordinate_log_density(x, mean, variance), axis=-1)
 
 
 def jacobian(fn: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:

@@ -17,12 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
+from egm.spaces.circle import Circle
 from egm.spaces.particles import Particles
 from egm.spaces.real import Continuous, Real
 from egm.spaces.tokens import Tokens
 from egm.typing import Array, PyTree, State
 
 __all__ = ["Layout", "SpaceEnergy", "like", "of"]
+
+
+def _tokens(space: Any) -> bool:
+    return isinstance(space, Tokens)
 
 
 def _is_space(value: Any) -> bool:
@@ -79,6 +84,21 @@ class Layout:
     def num_coordinates(self) -> int:
         """D, 0 where the state has tokens alone."""
         return sum(math.prod(s.shape) for s in self.leaves if not isinstance(s, Tokens))
+
+    @property
+    def angles(self) -> np.ndarray:
+        """[D] bool, which coordinates are angles."""
+        kinds = [np.full(math.prod(s.shape), isinstance(s, Circle)) for s in self.leaves if not _tokens(s)]
+        return np.concatenate(kinds) if kinds else np.zeros(0, bool)
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """The two equal axes of the periodic grid that is the whole state; () where it is none."""
+        space: Any = self.leaves[0]
+        periodic = space.shape if getattr(space, "periodic", False) else ()
+        found: tuple[int, ...] = getattr(space, "grid", periodic)
+        alone = len(self.leaves) == 1 and len(found) == 2 and len(set(found)) == 1
+        return found if alone else ()
 
     @property
     def num_sites(self) -> int:

@@ -210,7 +210,7 @@ def figure(path, title, energy, x, exact, history, results):
     axes[0, 2].legend()
     seconds = [row["seconds"] for row in history]
     axes[1, 2].plot(seconds, [row["ess"] for row in history], ".-", label="ESS / N of new samples")
-    axes[1, 2].plot(seconds, [row["scale"] for row in history], ".--", label="scale of the energy")
+    axes[1, 2].plot(seconds, [row["level"] for row in history], ".--", label="level of the annealing")
     axes[1, 2].set(title=f"ESS {results['ess']:.3f} at the end", xlabel="seconds of training", ylim=(0, 1.03))
     axes[1, 2].legend(loc="lower right")
     fig.savefig(path, dpi=110)

@@ -83,7 +83,7 @@ def make_path(key: jax.Array, energy: Any, settings: Settings) -> tuple[Any, sca
     # With sigma_min = s the times that are uniform in log(sigma^2 + s^2) are uniform in t. At 2.5 extents
     # a normal prior with fitted moments is as good as the marginal.
     s = found.length_scale
-    path = paths.VarianceExplodingPath(s, 2.5 * found.extent, length_scale=s)
+    path = paths.VarianceExplodingPath(s, 2.5 * found.data_scale, length_scale=s)
     if center is not None or settings.symmetric:
         found = found._replace(center=found.center * 0.0)
     return (path if center is None else paths.CenteredPath(path, *settings.particles)), found
@@ -92,7 +92,7 @@ def make_path(key: jax.Array, energy: Any, settings: Settings) -> tuple[Any, sca
 def make_process(name: str, path: Any, found: scales.Scales) -> Any:
     """The process of the continuous part."""
     flow = processes.FlowProcess(path, "heun")
-    diffusion = processes.DiffusionProcess(path, data_scale=found.extent)
+    diffusion = processes.DiffusionProcess(path, data_scale=found.data_scale)
     if name == "superposition":
         return processes.SuperpositionProcess((flow, diffusion), (0.5, 0.5))
     return {"flow": flow, "diffusion": diffusion}[name]
@@ -122,7 +122,7 @@ def make_algorithm(name: str, energy: Any, path: Any, found: scales.Scales, make
     `make_networks(path, **shape)` returns (generator network, log-marginal network).
     """
     center = tuple(float(c) for c in found.center) if found.center.any() else 0.0
-    shape = {"length_scale": found.length_scale, "data_scale": found.extent}
+    shape = {"length_scale": found.length_scale, "data_scale": found.data_scale}
     head = heads.ScoreHead(path, **shape, center=center)
     event = energy.event_shape
     x, t = jnp.zeros((1, path_size(event))), jnp.zeros(1)
@@ -161,13 +161,13 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable) -> 
     k_scales, k_params, k_train, k_report = jax.random.split(jax.random.key(SEED.value), 4)
     path, found = make_path(k_scales, energy, settings)
     loop.say(
-        f"from the energy: extent {found.extent:.3g}, radius {found.radius:.3g}, "
+        f"from the energy: extent {found.data_scale:.3g}, radius {found.radius:.3g}, "
         f"length scale {found.length_scale:.3g}, {found.num_minima} descents of 256 ended low"
     )
     algorithm, init_params = make_algorithm(ALGORITHM.value, energy, path, found, make_networks)
     sampler, trainer = (make_process(p, path, found) for p in (PROCESS.value, "diffusion"))
     size = path_size(energy.event_shape)
-    reference = egm.typing.Moments(jnp.asarray(found.center, float), jnp.full(size, found.extent**2))
+    reference = egm.typing.Moments(jnp.asarray(found.center, float), jnp.full(size, found.data_scale**2))
     if isinstance(energy.event_shape, dict):
         jump = processes.JumpProcess(paths.MaskedPath(energy.vocab_size))
         sampler, trainer = (processes.ProductProcess({"x": p, "h": jump}) for p in (sampler, trainer))

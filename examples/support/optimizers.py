@@ -21,7 +21,7 @@ def optimizer(b2: float = 0.99, max_norm: float = 1.0) -> optax.GradientTransfor
     return make(learning_rate=0.0)
 
 
-SHOWN = {"loss": "loss", "ESS": "ess", "log Z": "log_z", "scale": "scale"}
+SHOWN = {"loss": "loss", "ESS": "ess", "log Z": "log_z", "level": "level"}
 """What the progress bar of `support.loop.train` shows of an outer iteration."""
 
 

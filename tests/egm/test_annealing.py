@@ -1,4 +1,4 @@
-"""How the scale of the annealed energy is chosen when the buffer's ESS misses its target.
+"""How the level of the annealed energy is chosen when the buffer's ESS misses its target.
 
 A network that says nothing samples tokens uniformly, so that all path weights of a generation are equal
 and what is put into the buffer by hand, or into the energy, decides.
@@ -54,17 +54,17 @@ def start(log_path):
     x = jax.random.randint(KEY, (n, SITES), 0, 3)
     zero = jnp.zeros(n)
     items = annealing.Item(x, zero, zero, SITES * jnp.log(3.0) + jnp.asarray(log_path, jnp.float32))
-    return state._replace(buffer=buffer.add(state.buffer, items), scale=jnp.asarray(LEVEL))
+    return state._replace(buffer=buffer.add(state.buffer, items), level=jnp.asarray(LEVEL))
 
 
 def follow(state, table, count):
-    """(scales, reports) of some iterations."""
+    """(levels, reports) of some iterations."""
     _, step = compiled()
     reports = []
     for i in range(count):
         state, report = step(jax.random.fold_in(KEY, i), state, jnp.asarray(table, jnp.float32))
         reports.append(jax.tree.map(float, report))
-    return np.float32([r["scale"] for r in reports]), reports
+    return np.float32([r["level"] for r in reports]), reports
 
 
 @pytest.mark.parametrize("outliers", [1, 3])
@@ -75,23 +75,23 @@ def test_an_outlier_does_not_throw_the_level_back(outliers):
     """
     log_path = np.zeros(GENERATIONS * NUM)
     log_path[-outliers:] = 30.0
-    scales, reports = follow(start(log_path), np.zeros(81), GENERATIONS + 1)
-    np.testing.assert_array_equal(scales[:3], LEVEL)
+    levels, reports = follow(start(log_path), np.zeros(81), GENERATIONS + 1)
+    np.testing.assert_array_equal(levels[:3], LEVEL)
     assert [r["num_held"] for r in reports[:3]] == [1, 2, 3]
     assert all(r["ess_alarm"] == 1 for r in reports[:3])
     assert all(r["buffer_ess"] < CONFIG.ess_target for r in reports[:3])
     # The outliers are not what is trained on meanwhile.
     assert all(r["clipped_mass"] > 0.9 for r in reports[:3])
-    assert scales[-1] == 1
+    assert levels[-1] == 1
     assert reports[-1]["ess_alarm"] == reports[-1]["num_held"] == 0
 
 
 def test_a_level_that_is_too_high_is_left_at_once():
     """Energies of spread 100: at LEVEL a handful of states has all the weight, but a lower level will do."""
     table = 100 * np.random.default_rng(0).normal(size=81)
-    scales, reports = follow(start(np.zeros(GENERATIONS * NUM)), table, 6)
+    levels, reports = follow(start(np.zeros(GENERATIONS * NUM)), table, 6)
     # The states put in by hand, of energy 0, stay until the last generation.
-    assert 0 < scales[-1] < 0.1 * LEVEL
+    assert 0 < levels[-1] < 0.1 * LEVEL
     assert reports[-1]["buffer_ess"] >= CONFIG.ess_target
     assert reports[-1]["ess_alarm"] == 0
 
@@ -100,11 +100,11 @@ def test_a_degraded_sampler_is_no_trap():
     """Path terms so different that no level will do, for good: held until the buffer is new, then left."""
     table = 1e7 * np.random.default_rng(1).normal(size=81)
     init, _ = compiled()
-    state = init(jnp.zeros(()))._replace(scale=jnp.asarray(LEVEL))
-    scales, reports = follow(state, table, GENERATIONS + 2)
-    np.testing.assert_array_equal(scales[:GENERATIONS], LEVEL)
+    state = init(jnp.zeros(()))._replace(level=jnp.asarray(LEVEL))
+    levels, reports = follow(state, table, GENERATIONS + 2)
+    np.testing.assert_array_equal(levels[:GENERATIONS], LEVEL)
     assert [r["num_held"] for r in reports[:GENERATIONS]] == [1, 2, 3, 4]
-    assert scales[GENERATIONS] < 1e-3
+    assert levels[GENERATIONS] < 1e-3
     assert reports[GENERATIONS]["num_held"] == 0
     assert all(r["ess_alarm"] == 1 for r in reports)
 

@@ -117,10 +117,10 @@ def test_from_a_bad_reference_to_the_target():
     init, step = on_line(config=CONFIG)
     state, step = init(two_layers(2, 2)), jax.jit(step)
     np.testing.assert_array_equal(state.moments.mean, REFERENCE.mean)
-    scales = [float(state.scale)]
+    scales = [float(state.level)]
     for i in range(5):
         state, report = step(jax.random.fold_in(KEY, i), state)
-        scales.append(float(report["scale"]))
+        scales.append(float(report["level"]))
         if i == 0:
             first, first_report = state.buffer.items, report
     assert scales[0] == 0
@@ -160,10 +160,10 @@ def test_from_a_bad_reference_to_the_target():
 def test_a_reference_is_where_annealing_starts():
     """At scale 0 the weights are the reference's; without one the first scale is above 0."""
     init, _ = on_line()
-    assert init(two_layers(2, 2)).scale == 0
+    assert init(two_layers(2, 2)).level == 0
     bare = iteration.make_iteration(WEIGHTED, DIFFUSION, TARGET, optax.sgd(0.1), SMALL, event_shape=(1,))[0]
     state = bare(two_layers(2, 2))
-    assert 0 < state.scale < 1e-4
+    assert 0 < state.level < 1e-4
     np.testing.assert_array_equal(state.moments.variance, 0.0)  # the path's own prior
     kept = iteration.IterationConfig(num_simulated=4, buffer_size=4, fit_prior=False)
     assert on_line(config=kept)[0](two_layers(2, 2)).moments is None

@@ -49,9 +49,20 @@ def generator_cases():
     linear, exploding, size = PATHS["linear"], PATHS["exploding"], PARTICLES * DIM
     vector = {"length_scale": 0.3, "data_scale": 3.0, **SMALL}
     particles = {"length_scale": 0.1, **SMALL}
+    scales = {"length_scale": 0.3, "data_scale": 3.0}
+    wrapped = paths.WrappedPath(0.3, 7.0, 0.3, (True, False, True))
+    angles = paths.WrappedPath(0.3, 7.0, 0.3)
     return {
         "mlp": (linear, networks.MLPVector(linear, center=(0.0, 1.0, -2.0), **vector), 3, None),
         "coordinates": (linear, networks.CoordinateVector(linear, channels=4, context=2, **vector), 3, None),
+        "torus": (linear, networks.TorusVector(linear, 2, channels=4, depth=2, **scales), 4, None),
+        "angles": (wrapped, networks.MLPVector(wrapped, **vector), 3, None),
+        "angles on a torus": (
+            angles,
+            networks.TorusVector(angles, 2, channels=4, depth=2, **scales),
+            4,
+            None,
+        ),
         "egnn": (linear, networks.EGNN(linear, PARTICLES, DIM, **particles), size, None),
         "mixed": (exploding, networks.MLPMixed(exploding, TYPES, **vector), 3, 5),
         "egnn mixed": (

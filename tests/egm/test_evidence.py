@@ -223,7 +223,8 @@ def test_a_lost_half_of_a_mixed_state():
     found = host(run(*jax.random.split(KEY, 3)))
     assert found.lower == pytest.approx(energy.log_partition() - math.log(2), abs=0.05)
     assert_noticed(found._replace(lower=found.lower - energy.log_partition()), 0.5)
-    assert abs(found.upper - energy.log_partition()) < 3 * found.upper_error < 0.9, found
+    # The error is one of four populations: Student's t with 3 degrees is beyond 6 in 1%.
+    assert abs(found.upper - energy.log_partition()) < 6 * found.upper_error < 0.9, found
 
 
 # The estimate from given weights.
@@ -379,3 +380,54 @@ def test_arguments(options, error, message):
         evidence.tempered_chains(
             KEY, lambda x: jnp.sum(x**2, -1), given.pop("path"), given.pop("event_shape"), **given
         )
+
+
+def test_exchanges_recombine_many_wells():
+    """Eight double wells, right ones .2 of the mass each: every population has all marginals, and log Z.
+
+    Without exchanges a few ancestors decide all wells: shares were off by up to .6 here.
+    """
+    dim, tilt = 8, 0.5 * math.log(0.2 / 0.8) / 3.0
+
+    def energy(x):
+        wells = jnp.logaddexp(-0.5 * ((x - 3) / 0.3) ** 2 + 3 * tilt, -0.5 * ((x + 3) / 0.3) ** 2 - 3 * tilt)
+        return -jnp.sum(wells, axis=-1)
+
+    path = paths.VarianceExplodingPath(0.3, 9.0, length_scale=0.3)
+    start = Moments(jnp.zeros(dim), jnp.full(dim, 9.0))
+    run = jax.jit(lambda k: evidence.tempered_chains(k, energy, path, (dim,), start, num_chains=256))
+    found = jax.device_get(run(KEY))
+    log_z = dim * (math.log(0.3 * math.sqrt(2 * math.pi)) + math.log(2 * math.cosh(3 * tilt)))
+    assert abs(np.median(found.log_z) - log_z) < 0.5
+    share = (np.asarray(found.x) > 0).reshape(-1, 256, dim).mean(axis=1)
+    # A share drifts through some dozen resamplings: sd about .05 a population, 12 x 8 of them.
+    assert np.abs(share - 0.2).max() < 0.2
+    np.testing.assert_allclose(share.mean(axis=0), 0.2, atol=0.06)
+
+
+def test_exchanges_keep_the_target():
+    """Exact states of two correlated coordinates and a token stay distributed as they were."""
+    k_x, k_y, k_move = jax.random.split(KEY, 3)
+    n, rho = 20_000, 0.9
+    x = jax.random.normal(k_x, (n, 2))
+    x = jnp.stack([x[:, 0], rho * x[:, 0] + math.sqrt(1 - rho**2) * x[:, 1]], axis=1)
+    h = (jax.random.uniform(k_y, (n, 3)) < jax.nn.sigmoid(x[:, :1])).astype(jnp.int32)
+
+    def energy(state):
+        a, b = state["x"][:, 0], state["x"][:, 1]
+        quadratic = 0.5 * (a**2 - 2 * rho * a * b + b**2) / (1 - rho**2)
+        signed = (2.0 * state["h"] - 1) * a[:, None]
+        return quadratic - jnp.sum(jax.nn.log_sigmoid(signed), axis=1)
+
+    path = paths.ProductPath({"x": paths.VarianceExplodingPath(1.0, 10.0), "h": paths.MaskedPath(2)})
+    start = {"x": Moments(jnp.zeros(2), jnp.ones(2)), "h": None}
+    moved = jax.jit(lambda k: evidence.moved(k, energy, path, {"x": x, "h": h}, start, num_rounds=3)[0])
+    new = jax.device_get(moved(k_move))
+    assert np.mean(np.any(new["x"] != np.asarray(x), axis=1)) > 0.5
+    # Standard errors of N independent states: of a covariance sqrt((1 + rho^2) / N), of a share .5 / sqrt(N).
+    error = 1 / math.sqrt(n)
+    np.testing.assert_allclose(np.cov(new["x"].T), [[1, rho], [rho, 1]], atol=4 * 1.42 * error)
+    np.testing.assert_allclose(new["h"].mean(axis=0), 0.5, atol=4 * 0.5 * error)
+    up = np.mean(new["x"][:, 0] * (2 * new["h"][:, 0] - 1))
+    exact = np.mean(np.asarray(x[:, 0]) * np.tanh(np.asarray(x[:, 0]) / 2))
+    assert abs(up - exact) < 4 * 1.42 * error

@@ -25,16 +25,16 @@ def train(energy, found, seed, iterations, num_simulated, num_gradient_steps, nu
     """(Evidence, share of the last mode among the sampler's weighted states, Trajectory's log-weights)."""
     shape = {
         "length_scale": found.length_scale,
-        "data_scale": found.extent,
+        "data_scale": found.data_scale,
         "center": tuple(found.center.tolist()),
     }
     path = paths.VarianceExplodingPath(
-        found.length_scale, 2.5 * found.extent, length_scale=found.length_scale
+        found.length_scale, 2.5 * found.data_scale, length_scale=found.length_scale
     )
-    process = processes.DiffusionProcess(path, data_scale=found.extent)
+    process = processes.DiffusionProcess(path, data_scale=found.data_scale)
     head, net = heads.ScoreHead(path, **shape), networks.MLPVector(path, **shape, width=width)
     algorithm = algorithms.Weighted(path, head, net.apply)
-    reference = Moments(jnp.asarray(found.center, float), jnp.full(2, found.extent**2))
+    reference = Moments(jnp.asarray(found.center, float), jnp.full(2, found.data_scale**2))
     config = iteration.IterationConfig(
         num_simulated=num_simulated,
         buffer_size=5 * num_simulated,

@@ -75,6 +75,34 @@ def test_resampled_states_have_the_targets_mean(sampler):
     assert abs(jnp.mean(x["rate"]) - rate) < 4 * math.sqrt(4 / 3 / 1500)
 
 
+def test_refined_states_need_no_weights(sampler):
+    """A sampler of a wrong target, which the weights mend: its own samples are off, refined ones are not."""
+    tilted = egm.Sampler(
+        lambda s: sampler.energy(s) - 0.8 * (s["kind"] == 2), sampler.design, sampler.coordinates,
+        sampler.moments, sampler.params,
+    )  # fmt: skip
+    log_z, rate, kind, _ = exact()
+    odds = kind / (1 - kind) * math.exp(0.8)
+    own = np.mean(np.asarray(tilted.sample(jax.random.key(3), 4000).x["kind"]) == 2)
+    refined = egm.refine(jax.random.key(4), tilted, 4000, num_rounds=2)
+    assert 0.3 < refined.acceptance.min() <= 1 and 0.2 < refined.distinct <= 1
+    found = np.mean(np.asarray(refined.x["kind"]) == 2)
+    # Of some thousand independent ancestors.
+    assert abs(found - odds / (1 + odds)) < 4 * 0.5 / math.sqrt(2000) < abs(own - odds / (1 + odds))
+    mean = np.mean(refined.x["rate"])
+    assert abs(mean - rate) < 4 * math.sqrt(3.0) / 1.5 / math.sqrt(2000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"num": 2}, "num must be"), ({"num_rounds": 0}, "num_rounds must be"), ({"sampler": 3}, "sampler")],
+)
+def test_what_refine_refuses(sampler, arguments, message):
+    given = {"key": jax.random.key(0), "sampler": sampler, "num": 8} | arguments
+    with pytest.raises((TypeError, ValueError), match=message):
+        egm.refine(**given)
+
+
 def test_what_is_saved_is_what_is_loaded(sampler, tmp_path):
     sampler.save(tmp_path / "sampler")
     json.loads((tmp_path / "sampler" / "sampler.json").read_text())

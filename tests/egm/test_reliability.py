@@ -279,8 +279,8 @@ def test_reasons():
     rng = np.random.default_rng(0)
     good = metrics.summarize(jnp.float32(0.3 * rng.normal(size=1000)))
     assert metrics.reason(good) == ""
-    assert metrics.reason(good, scale=0.25) == "the annealing has reached 0.25 of the energy"
-    assert metrics.reason(good._asdict() | {"scale": 0.5}).endswith("0.5 of the energy")
+    assert metrics.reason(good, level=0.25) == "the annealing has reached 0.25 of the energy"
+    assert metrics.reason(good._asdict() | {"level": 0.5}).endswith("0.5 of the energy")
     none = metrics.summarize(jnp.full(10, -jnp.inf))
     assert metrics.reason(none) == "no weight is positive"
     few = metrics.reason(metrics.summarize(jnp.zeros(50)))

@@ -22,7 +22,7 @@ def test_a_mixture():
     assert abs(share - 0.5) < 4 * 0.5 / 8  # 4 standard errors of 64 starts on both sides
     np.testing.assert_allclose(found.center[1], 1.0, atol=0.05)
     variance = 36 * share * (1 - share)
-    np.testing.assert_allclose(found.extent, np.sqrt(variance / 2 + 0.25), rtol=0.02)
+    np.testing.assert_allclose(found.data_scale, np.sqrt(variance / 2 + 0.25), rtol=0.02)
     np.testing.assert_allclose(found.radius, 6 * max(share, 1 - share) + 1.5, rtol=0.02)
 
 
@@ -30,11 +30,11 @@ def test_minima_far_above_the_lowest_do_not_count():
     energy = GaussianMixture(((-3.0,), (3.0,)), 0.5, (1.0, 1e-9))
     found = find_scales(KEY, energy, (1,), 5.0, **SMALL)
     np.testing.assert_allclose(found.center, [-3.0], atol=0.02)
-    np.testing.assert_allclose([found.extent, found.radius], [0.5, 1.5], rtol=0.05)
+    np.testing.assert_allclose([found.data_scale, found.radius], [0.5, 1.5], rtol=0.05)
     assert 10 < found.num_minima < 54
     every = find_scales(KEY, energy, (1,), 5.0, energy_range=30.0, **SMALL)
     assert every.num_minima == 64
-    assert every.extent > 2
+    assert every.data_scale > 2
 
 
 def test_the_space_of_a_centred_path():
@@ -45,7 +45,7 @@ def test_the_space_of_a_centred_path():
     np.testing.assert_allclose(found.length_scale, 18**-0.5, rtol=1e-3)
     np.testing.assert_allclose(np.sum(found.center), 0.0, atol=1e-5)
     share = (found.center[0] + 1) / 2
-    np.testing.assert_allclose(found.extent, np.sqrt(8 * share * (1 - share) + 1 / 18), rtol=1e-3)
+    np.testing.assert_allclose(found.data_scale, np.sqrt(8 * share * (1 - share) + 1 / 18), rtol=1e-3)
     np.testing.assert_allclose(found.radius, 2 * max(share, 1 - share) + 3 * 18**-0.5, rtol=1e-3)
 
 
@@ -56,7 +56,7 @@ def test_tokens_are_drawn_and_held():
     assert found.center.shape == (2,)
     assert np.all(np.abs(found.center) < 4 * 1.5 / 8)
     expected = np.sqrt(np.mean(1.5**2 - found.center**2) + 0.16)
-    np.testing.assert_allclose(found.extent, expected, rtol=1e-2)
+    np.testing.assert_allclose(found.data_scale, expected, rtol=1e-2)
 
 
 def test_energies_that_are_no_numbers_in_places():

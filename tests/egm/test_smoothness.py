@@ -242,7 +242,7 @@ def test_training_with_walls_and_jumps(name):
     density = np.exp(-np.asarray(energy(first), np.float64))
     exact = np.log(density.sum() * 1e-3) + rest
     assert report["jump_alarm"] == (name != "smooth 2D")
-    assert report["scale"] == 1
+    assert report["level"] == 1
     assert abs(report["log_z"] - exact) < 4 * report["log_z_error"] < 0.8, report
     x, log_w = state.buffer.items.x_1, state.buffer.items.log_path - state.buffer.items.energy
     mean, error = egm.metrics.reweighted_mean((x[:, 0] > 0).astype(float), log_w)

@@ -8,9 +8,9 @@ import pytest
 import egm
 from egm import spaces
 from egm.batching import batched_energy
-from egm.spaces import Interval, Layout, Particles, Positive, Real, Tokens
+from egm.spaces import Circle, Interval, Layout, Particles, Positive, Real, Tokens
 
-CONTINUOUS = [Real(3), Positive(3), Interval(-2.0, 5.0, 3), Positive(()), Interval(shape=(2, 2))]
+CONTINUOUS = [Circle(3), Real(3), Positive(3), Interval(-2.0, 5.0, 3), Positive(()), Interval(shape=(2, 2))]
 MIXED = {"a": Positive((2, 2)), "b": (Tokens(3, 4), Tokens((2, 1))), "c": Interval(0, 2), "d": Real()}
 
 
@@ -75,6 +75,8 @@ def test_particles_are_centred():
         (lambda: Real(0), "every size in shape"),
         (lambda: Real(2.5), "every size in shape"),
         (lambda: Real((3, 4), periodic=True), "two equal axes"),
+        (lambda: Circle((3, 4), periodic=True), "two equal axes"),
+        (lambda: Circle(0), "every size in shape"),
         (lambda: Tokens(4, 1), "vocab_size"),
         (lambda: Tokens(5, 2, periodic=(2, 3)), "a grid of the 5 sites"),
         (lambda: Interval(1, 1), "low must be below high"),

@@ -196,7 +196,7 @@ def test_a_random_energy_is_learned(algorithm, params):
     expected = 0.9 if algorithm is WEIGHTED else 0.97
     assert report["ess"] > expected, {name: float(v) for name, v in report.items()}
     assert abs(report["log_z"] - PROBLEM.log_z) < 4 * report["log_z_error"]
-    assert report["scale"] == 1
+    assert report["level"] == 1
     assert report["ess_alarm"] == 0
     assert report["num_nonfinite"] == 0
     assert state.train.step == ITERATIONS * CONFIG.num_gradient_steps
@@ -206,17 +206,17 @@ def test_a_random_energy_is_learned(algorithm, params):
 
 
 def test_annealing_follows_the_ess():
-    """A cold start on a steep energy trains at a scale below 1 whose ESS meets the target."""
+    """A cold start on a steep energy trains at a level below 1 whose ESS meets the target."""
     init, step = compiled(WEIGHTED, CONFIG)
     _, report = step(KEY, init(init_mlp(12)), 8 * TABLE)
-    assert 0 < report["scale"] < 1
+    assert 0 < report["level"] < 1
     assert report["buffer_ess"] >= CONFIG.ess_target
     assert report["ess_alarm"] == 0
     assert report["ess"] < CONFIG.ess_target
 
 
 def test_one_trace_while_the_temperature_changes():
-    """The scale and the energy's parameters are data: annealing does not trace again."""
+    """The level and the energy's parameters are data: annealing does not trace again."""
     count = 0
 
     def energy(table, x):
@@ -232,9 +232,9 @@ def test_one_trace_while_the_temperature_changes():
 
     state = init(init_mlp(12))
     for i, scale in enumerate((0.1, 0.5, 1.0)):
-        state = state._replace(scale=jnp.float32(scale))
+        state = state._replace(level=jnp.float32(scale))
         state, report = counted(jax.random.fold_in(KEY, i), state, TABLE * (1 + i))
-        np.testing.assert_allclose(report["scale"], scale)
+        np.testing.assert_allclose(report["level"], scale)
         assert np.isfinite(report["loss"])
     assert count == 1
 

@@ -99,9 +99,9 @@ def number(value, low=None, high=None, strict=True, high_strict=False, optional=
     return Argument(value, _or_none(st.one_of(*bad, *(more or ())), optional))
 
 
-def scalar(value, low=None, strict=True, batch=None):
+def scalar(value, low=None, strict=True, batch=None, optional=False):
     """A number as `number`, or a (traced) array of shape () or `batch`."""
-    bad = number(value, low, strict=strict).bad
+    bad = number(value, low, strict=strict, optional=optional).bad
     wrong = [st.just(jnp.ones((7,))), st.just(jnp.ones((1, 1)))]
     if low is not None:
         wrong.append(st.just(jnp.asarray(low - 1.0)))

@@ -160,7 +160,21 @@ def _mixed():
     return product_case(path, line_case(linear, [1.0], step=0.2), token_case(masked, 2))
 
 
+def circle_case(path, size=96):
+    """A wrapped path of one angle: quadrature on the circle, functions that do not see whole turns."""
+    nodes = (2 * np.pi * (np.arange(size) / size) - np.pi)[:, None]
+    log_weights = np.full(size, np.log(2 * np.pi / size))
+    return PathCase(
+        path,
+        Space(nodes, log_weights, np.ones(size, bool)),
+        np.array([[-0.9], [0.2], [3.0]]),
+        lambda x: -1.3 * jnp.cos(x[..., 0] - 0.4) + 0.3 * jnp.sin(2 * x[..., 0]),
+        lambda x: jnp.concatenate([jnp.sin(x), jnp.cos(x), jnp.sin(2 * x)], axis=-1),
+    )
+
+
 PATHS = {
+    "WrappedPath": lambda: [circle_case(egm.paths.WrappedPath(0.5, 7.0))],
     "MaskedPath": lambda: [
         token_case(egm.paths.MaskedPath(3), 2),
         token_case(egm.paths.MaskedPath(2, power=2.0), 3),

@@ -226,7 +226,7 @@ def training(ax, energy, p):
     """ESS of new samples and the annealed scale over the run."""
     seconds = [row["seconds"] for row in p.history]
     ax.plot(seconds, [row["ess"] for row in p.history], ".-", label="ESS / N of new samples")
-    ax.plot(seconds, [row["scale"] for row in p.history], "--", label="scale of the energy")
+    ax.plot(seconds, [row["level"] for row in p.history], "--", label="level of the annealing")
     ax.set(title=f"ESS {p.results['ess']:.3g} at the end", xlabel="seconds of training", ylim=(0, 1.25))
     ax.set(yticks=np.linspace(0, 1, 6))
     ax.legend(loc="upper right", fontsize="small", ncols=2)
