@@ -27,6 +27,8 @@ __all__ = ["Coordinates", "Found", "explore"]
 _MOST_WHITENED = 128
 """Dimensions up to which a covariance is estimated and divided out."""
 _ENERGY_RANGE = 10.0
+_STANDS_OUT = 3.0
+"""Eigenvalue of a correlation matrix over the median one, or below it, from which it gives an axis."""
 _AGREE = 1.0
 """Spread of log Z over the populations below which one kind of start is enough."""
 
@@ -249,7 +251,6 @@ def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinat
         center = minima.center if layout.particles is None else np.zeros_like(minima.center)
         return _isotropic(layout, center, minima.data_scale)
     x = np.asarray(minima.minima[:16])
-    n = x.shape[0]
     tokens = jnp.zeros((1, layout.num_sites), jnp.int32)
 
     def one(y):
@@ -265,21 +266,47 @@ def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinat
         variance = 1 / np.maximum(values, 1 / most)
         within.append((vectors * variance) @ vectors.T)
     inside = np.mean(within, axis=0) if within else np.eye(x.shape[1]) * most
-    if n == 1:
-        return _linear(layout, x[0], inside)
-    # Of few minima, in units of their own widths.
-    unit = _linear(layout, x.mean(axis=0), inside)
-    spread = np.cov(np.linalg.solve(unit.matrix, (x - unit.center).T), bias=True)
-    between = unit.matrix @ _significant(np.atleast_2d(spread), 4 * n) @ unit.matrix
-    return _linear(layout, unit.center, inside + between)
+    return _linear(layout, minima.minima.mean(axis=0), inside + _between(np.asarray(minima.minima)))
+
+
+def _between(x: np.ndarray) -> np.ndarray:
+    """[D, D] covariance of minima [M, D], without correlations of chance size where they are many."""
+    num, dim = x.shape
+    if num == 1:
+        return np.zeros((dim, dim))
+    covariance = np.cov(x.T, bias=True).reshape(dim, dim)
+    plain = _significant(covariance, 4 * num) if num >= 2 * dim else None
+    return covariance if plain is None else plain
 
 
 def _linear(layout: Layout, center: np.ndarray, covariance: np.ndarray) -> Coordinates:
-    """Coordinates of this mean and covariance: its symmetric root, which turns no axis needlessly."""
+    """Coordinates of this mean and covariance that turn axes only towards directions that stand out."""
     values, vectors = np.linalg.eigh(np.asarray(covariance, np.float64))
     values = np.maximum(values, max(values.max(), 1e-300) * 1e-12)
-    matrix = (vectors * np.sqrt(values)) @ vectors.T
+    matrix = _axes(covariance) @ ((vectors * np.sqrt(values)) @ vectors.T)
     return Coordinates(layout, np.asarray(center, np.float64), matrix, 0.5 * float(np.sum(np.log(values))))
+
+
+def _axes(covariance: np.ndarray) -> np.ndarray:
+    """[D, D] orthonormal rows: directions in which coordinates together are far wider or narrower.
+
+    What lies along such a direction (two modes far apart) differs from what lies across, and variances
+    are learned by coordinate. All other axes stay as near to the coordinates as they can.
+    """
+    sd = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+    values, vectors = np.linalg.eigh(covariance / sd / sd[:, None])
+    values = np.maximum(values, 1e-12) / np.median(np.maximum(values, 1e-12))
+    special = vectors[:, (values > _STANDS_OUT) | (values < 1 / _STANDS_OUT)]
+    axes, free = np.eye(len(sd)), np.ones(len(sd), bool)
+    if special.shape[1] in (0, len(sd)):
+        return vectors.T if special.shape[1] else axes
+    for u in special.T:
+        place = int(np.argmax(np.abs(u) * free))
+        axes[:, place], free[place] = u * np.sign(u[place]), False
+    rest = axes[:, free] - special @ (special.T @ axes[:, free])
+    left, _, right = np.linalg.svd(rest, full_matrices=False)
+    axes[:, free] = left @ right
+    return axes.T
 
 
 def _run(key, coordinates, energy, layout, num_chains, num_groups, smooth):
@@ -369,9 +396,15 @@ def _fitted(layout: Layout, x: np.ndarray, log_shares: np.ndarray, first: Coordi
 def _normal(x: np.ndarray, w: np.ndarray, center: np.ndarray, root: np.ndarray):
     """(mean, covariance) of states x [N, D] of weights w, taken in the coordinates x = center + z root."""
     z = _drawn_in(np.linalg.solve(root.T, (np.asarray(x, np.float64) - center).T).T, w)
-    mean = w @ z
-    covariance = _significant(((z - mean) * w[:, None]).T @ (z - mean), 1 / np.sum(w**2))
-    return center + mean @ root, root.T @ covariance @ root
+    mean, num = w @ z, 1 / np.sum(w**2)
+    covariance = ((z - mean) * w[:, None]).T @ (z - mean)
+    plain = _significant(root.T @ covariance @ root, num)
+    if plain is None:
+        # As many as count: of few the covariance is drawn towards its diagonal, in these coordinates.
+        shrink = min(1.0, x.shape[1] / num)
+        covariance = (1 - shrink) * covariance + shrink * np.diag(np.diag(covariance))
+        plain = root.T @ covariance @ root
+    return center + mean @ root, plain
 
 
 def _drawn_in(x: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -386,8 +419,8 @@ def _drawn_in(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     return np.clip(np.where(w[:, None] > 0, x, 0.5 * (low + high)), low, high)
 
 
-def _significant(covariance: np.ndarray, num: float) -> np.ndarray:
-    """A covariance of about `num` states without what chance would have put there.
+def _significant(covariance: np.ndarray, num: float) -> np.ndarray | None:
+    """A covariance of about `num` states without what chance would have put there; None where that is more.
 
     Coordinates that have nothing to do with each other must not be mixed: what is a function of each of
     them alone would become one of all. So correlations of chance size are zero, unless together they make
@@ -397,18 +430,15 @@ def _significant(covariance: np.ndarray, num: float) -> np.ndarray:
     sd = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
     correlation = covariance / sd / sd[:, None]
     num = max(num / 4, 1.0)
-    large = np.abs(correlation) > 4 / np.sqrt(num)
-    kept = np.where(large, correlation, 0.0)
+    kept = np.where(np.abs(correlation) > 4 / np.sqrt(num), correlation, 0.0)
     values, vectors = np.linalg.eigh(kept)
-    root = (vectors / np.sqrt(np.maximum(values, 1e-3))) @ vectors.T
+    if values.min() <= 1e-3:
+        return None
+    root = (vectors / np.sqrt(values)) @ vectors.T
     rest = np.linalg.eigvalsh(root @ correlation @ root)
     ratio = np.sqrt(len(sd) / num)
     chance = rest.max() < (1 + ratio) ** 2 * 1.5 and rest.min() > max(1 - ratio, 0.0) ** 2 / 1.5
-    if values.min() <= 1e-3 or not chance:
-        # Of few states it is drawn towards its diagonal.
-        shrink = min(1.0, len(sd) / num)
-        kept = (1 - shrink) * correlation + shrink * np.eye(len(sd))
-    return kept * sd * sd[:, None]
+    return kept * sd * sd[:, None] if chance else None
 
 
 def _length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, num: int = 512) -> float:

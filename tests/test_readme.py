@@ -75,6 +75,19 @@ def test_installed_extras_exist():
     assert extras <= set(project["optional-dependencies"]), extras
 
 
+BY_HAND = blocks((ROOT / "docs" / "by_hand.md").read_text(), "python")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(4))
+def test_a_program_of_the_page_for_own_loops_runs(index, tmp_path, monkeypatch):
+    line, code = BY_HAND[index]
+    monkeypatch.chdir(tmp_path)
+    program = compile("\n" * (line - 1) + code, "by_hand.md", "exec")
+    with jax.numpy_rank_promotion("allow"):
+        exec(program, {"__name__": "__main__"})
+
+
 def test_relative_links_exist():
     assert TEXT, f"{README} is missing"
     targets = re.findall(r"\]\(([^)#\s]+)[^)]*\)|(?:src|href)=\"([^\"#]+)", TEXT)

@@ -134,7 +134,7 @@ def test_product_ends_in_its_prior():
     assert min(seen) >= np.float32(0.3)
 
 
-@pytest.mark.parametrize("max_drift_norm", [None, 0.3])
+@pytest.mark.parametrize("max_drift_norm", [pytest.param(None, marks=pytest.mark.slow), 0.3])
 def test_a_mixed_flow_weighs_the_whole_derivative_of_a_head(x64, max_drift_norm):
     """log|det| against central differences: the score's skip sees x through the denoiser and the clipping."""
     energy, vocab = egm.energies.JointGaussianMixture(dim=3), 2

@@ -239,6 +239,7 @@ def test_energies_that_are_no_numbers():
     assert not np.any(np.isnan(state.buffer.items.energy))
 
 
+@pytest.mark.slow
 def test_an_iteration_on_eight_devices_is_that_of_one(x64, mesh8):
     """Two iterations under shard_map, in float64: states, moments and parameters to 1e-9."""
     weighted = algorithms.Weighted(MIXED_PATH, MIXED_HEAD, mixed_output)

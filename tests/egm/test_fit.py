@@ -200,6 +200,22 @@ def test_the_pilot_makes_the_target_standard():
     assert 0.7 < found.length_scale <= 1
 
 
+def test_axes_turn_only_towards_directions_that_stand_out():
+    """Two far modes along (1, 1, 1, 1) of four coordinates, beside two coordinates of two wells each."""
+
+    def energy(x):
+        near, far = (jnp.sum((x[:, :4] - m) ** 2, axis=1) for m in (-4.0, 4.0))
+        wells = jnp.sum((x[:, 4:] ** 2 - 4.0) ** 2, axis=1)
+        return -jnp.logaddexp(-0.5 * near, -0.5 * far) + wells
+
+    found = pilot.explore(jax.random.key(0), Layout(Real(6)).energy(energy), Layout(Real(6)), num_chains=128)
+    rows = found.coordinates.matrix
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    along = np.array([0.5, 0.5, 0.5, 0.5, 0.0, 0.0])
+    assert np.abs(rows @ along).max() > 0.99
+    np.testing.assert_allclose(np.abs(rows[4:]), np.eye(6)[4:], atol=0.1)
+
+
 def test_moved_states_stay_distributed_as_the_target():
     """Two normals of mass .3 and .7: exact states remain so, and states that were none become so."""
     path = egm.paths.VarianceExplodingPath(1.0, 10.0)

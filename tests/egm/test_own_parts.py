@@ -141,7 +141,10 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("name", TRAINED)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in list(TRAINED)[1:]]
+
+
+@pytest.mark.parametrize("name", [list(TRAINED)[0], *SLOW])
 def test_training_with_own_parts(name):
     """On an own path, with an own head, algorithm, process and energy: number for number the built-in's."""
     make, head, net, process, energy = TRAINED[name]

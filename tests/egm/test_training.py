@@ -265,7 +265,7 @@ def test_energies_that_are_no_numbers(algorithm, params):
     assert report["loss"] == 0
 
 
-@pytest.mark.parametrize("name", ["weighted", "bootstrap"])
+@pytest.mark.parametrize("name", ["weighted", pytest.param("bootstrap", marks=pytest.mark.slow)])
 def test_an_iteration_on_eight_devices_is_that_of_one(x64, mesh8, name):
     """Two iterations under shard_map, in float64: states equal, parameters to 1e-9."""
     algorithm, params, process = WEIGHTED, init_mlp(12), ANY
