@@ -20,6 +20,9 @@ import numpy as np
 
 import egm
 
+FOUND = 0.05
+"""Share of an even mode's mass from which a mode counts as found."""
+
 
 def row(name, seed, seconds):
     """One call and its figures."""
@@ -49,7 +52,7 @@ def row(name, seed, seconds):
         function, count = target.modes
         index = np.asarray(function(np.asarray(draw.x)))
         share = np.bincount(index, np.asarray(draw.weights), count) * count
-        out["modes"] = (int(np.sum(share > 0.5 / 1.0 * 0.1)), count, float(share.min()), float(share.max()))
+        out["modes"] = (int(np.sum(share > FOUND)), count, float(share.min()), float(share.max()))
     return out
 
 

@@ -317,8 +317,8 @@ def tempered_chains(
     levels of which each keeps an ESS of `ess_target`. A level is resampling and `num_moves` rounds of
     Metropolis-adjusted moves: Langevin at a random step size (a random walk without `gradient`),
     differences of other chains, exchanges of coordinates between two chains, and for tokens L proposals
-    of one site. Populations are independent of
-    each other and of the sampler, and use nothing that it has learned. Tokens alone have one width.
+    of one site. Populations are independent of each other and of the sampler, and use nothing that it has
+    learned. Tokens alone have one width.
 
     Args:
       key: a typed key.
@@ -581,8 +581,9 @@ def _moves(flat, gradient, key, leaves, e, beta, rounds):
     kinds = []
     for i, part in enumerate(flat.parts):
         own = (_tokens,) if part.is_tokens else (_langevin, _differences)
-        whole = not part.is_tokens and part.path.dimension(part.shape[-1]) < part.shape[-1]
-        for kind in own if whole else (*own, _exchange):
+        # On a subspace coordinates are not free of each other.
+        bound = not part.is_tokens and part.path.dimension(part.shape[-1]) < part.shape[-1]
+        for kind in own if bound else (*own, _exchange):
             kinds.append(functools.partial(kind, target, i))
 
     def once(index, carry):

@@ -170,7 +170,8 @@ def _shift_invariant(key: Key, found: pilot.Found, energy: Energy, layout: Layou
     chosen = jax.random.randint(key, (32,), 0, len(found.energies))
     x = jnp.asarray(found.states)[chosen]
     if layout.num_sites:
-        x = jnp.concatenate([x, jax.random.randint(key, x.shape, 0, layout.vocab_size, x.dtype)])
+        others = jax.random.randint(random.derive(key, "tokens"), x.shape, 0, layout.vocab_size, x.dtype)
+        x = jnp.concatenate([x, others])
     here = np.asarray(energy(x), np.float64)
     for axis in (1, 2):
         there = jnp.roll(x.reshape(-1, *grid), 1, axis).reshape(x.shape)

@@ -27,7 +27,7 @@ class Refined(NamedTuple):
     Attributes:
       x: the user's pytree, leaves [N, *shape], equally weighted.
       acceptance: [num_rounds] share of the fresh paths that were taken.
-      distinct: share of the N states that do not go back to the same path of the sampler as another.
+      distinct: how many different paths of the sampler the states go back to, over N.
     """
 
     x: PyTree
@@ -109,7 +109,9 @@ def _round_of(sampler: Sampler, num_moves: int) -> Any:
     @jax.jit
     def one(key, params, moments, x, log_w, fresh, fresh_log_w):
         k_accept, k_move, k_back = random.split(key, 3)
-        ratio = jnp.where(jnp.isnan(fresh_log_w), -jnp.inf, fresh_log_w) - log_w
+        # A path without a weight is left for any other, and never taken.
+        fresh_log_w, log_w = (jnp.where(jnp.isnan(w), -jnp.inf, w) for w in (fresh_log_w, log_w))
+        ratio = fresh_log_w - log_w
         taken = jnp.log1p(-jax.random.uniform(k_accept, ratio.shape)) < ratio
         x = jax.tree.map(lambda a, b: jnp.where(checks.expanded(taken, a), a, b), fresh, x)
         x, _ = evidence.moved(k_move, energy, parts.path, x, start, num_rounds=num_moves)

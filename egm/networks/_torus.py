@@ -56,6 +56,7 @@ def torus_convolution(kernel: Array, h: Array, side: int) -> Array:
 
 
 def rms_norm(h: Array) -> Array:
+    """h [C, N, L] over its root mean square over channels."""
     # The mean over channels as a product: XLA's CPU sums over a leading axis are many times slower.
     mean = jnp.einsum("c,cnl->nl", jnp.full(h.shape[0], 1.0 / h.shape[0]), h**2)
     return h * jax.lax.rsqrt(mean + 1e-3)[None]

@@ -7,9 +7,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from egm import checks
 from egm.paths.wrapped import wrapped
-from egm.spaces.real import as_shape
+from egm.spaces.real import as_field
 from egm.typing import Array
 
 __all__ = ["Circle"]
@@ -34,10 +33,7 @@ class Circle:
     periodic: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "shape", as_shape(self.shape))
-        checks.flag(self.periodic, "periodic")
-        if self.periodic and (len(self.shape) != 2 or self.shape[0] != self.shape[1]):
-            raise ValueError(f"shape of a periodic field must be two equal axes, got {self.shape}")
+        object.__setattr__(self, "shape", as_field(self.shape, self.periodic))
 
     def constrain(self, y: Array) -> tuple[Array, Array]:
         """(y within [-pi, pi), zeros)."""

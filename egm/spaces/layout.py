@@ -26,10 +26,6 @@ from egm.typing import Array, PyTree, State
 __all__ = ["Layout", "SpaceEnergy", "like", "of"]
 
 
-def _tokens(space: Any) -> bool:
-    return isinstance(space, Tokens)
-
-
 def _is_space(value: Any) -> bool:
     return isinstance(value, Tokens | Particles | Continuous) and not isinstance(value, type)
 
@@ -88,7 +84,8 @@ class Layout:
     @property
     def angles(self) -> np.ndarray:
         """[D] bool, which coordinates are angles."""
-        kinds = [np.full(math.prod(s.shape), isinstance(s, Circle)) for s in self.leaves if not _tokens(s)]
+        numbers = [s for s in self.leaves if not isinstance(s, Tokens)]
+        kinds = [np.full(math.prod(s.shape), isinstance(s, Circle)) for s in numbers]
         return np.concatenate(kinds) if kinds else np.zeros(0, bool)
 
     @property

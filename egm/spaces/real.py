@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from egm import checks
 from egm.typing import Array
 
-__all__ = ["Continuous", "Interval", "Positive", "Real", "as_shape"]
+__all__ = ["Continuous", "Interval", "Positive", "Real", "as_field", "as_shape"]
 
 
 @runtime_checkable
@@ -49,10 +49,7 @@ class Real:
     periodic: bool = False
 
     def __post_init__(self):
-        object.__setattr__(self, "shape", as_shape(self.shape))
-        checks.flag(self.periodic, "periodic")
-        if self.periodic and (len(self.shape) != 2 or self.shape[0] != self.shape[1]):
-            raise ValueError(f"shape of a periodic field must be two equal axes, got {self.shape}")
+        object.__setattr__(self, "shape", as_field(self.shape, self.periodic))
 
     def constrain(self, y: Array) -> tuple[Array, Array]:
         """(y itself, zeros)."""
@@ -127,6 +124,18 @@ def as_shape(shape: Any) -> tuple[int, ...]:
     """
     axes = shape if isinstance(shape, tuple | list) else (shape,)
     return tuple(checks.positive_int(n, "every size in shape") for n in axes)
+
+
+def as_field(shape: Any, periodic: Any) -> tuple[int, ...]:
+    """The shape of a field: two equal axes where it is periodic.
+
+    Raises:
+      TypeError, ValueError: it is none.
+    """
+    found = as_shape(shape)
+    if checks.flag(periodic, "periodic") and (len(found) != 2 or found[0] != found[1]):
+        raise ValueError(f"shape of a periodic field must be two equal axes, got {found}")
+    return found
 
 
 def _sum(a: Array) -> Array:
