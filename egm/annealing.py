@@ -57,6 +57,10 @@ class AnnealedEnergy(NamedTuple):
         if name == "single_site_conditionals":
             conditionals = getattr(self.energy, name)
             return lambda x: self.level * conditionals(x)
+        if name == "revealed_conditionals":
+            revealed = getattr(self.energy, name)
+            # A reference is constant in the tokens.
+            return lambda x, scale=1.0: revealed(x, scale * self.level)
         if name == "relaxed":
             relaxed = getattr(self.energy, name)
             return lambda x: self._mix(relaxed, x)

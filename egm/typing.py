@@ -19,6 +19,7 @@ __all__ = [
     "Array",
     "Energy",
     "EnergyWithHint",
+    "EnergyWithRevealed",
     "EnergyWithSites",
     "Draw",
     "Estimate",
@@ -27,6 +28,7 @@ __all__ = [
     "Proposal",
     "ProbingAlgorithm",
     "ProbingHead",
+    "PlacingHead",
     "FoldingProcess",
     "CountedProcess",
     "Gaussian",
@@ -36,6 +38,7 @@ __all__ = [
     "LocalPath",
     "ModelFn",
     "Moments",
+    "Order",
     "Path",
     "PriorDraw",
     "Process",
@@ -189,6 +192,18 @@ class EnergyWithSites(Energy, Protocol):
         ...
 
 
+class EnergyWithRevealed(Energy, Protocol):
+    """An energy of tokens that knows, of some sites of a masked state, the conditionals in closed form."""
+
+    def revealed_conditionals(self, x: State, scale: Time = 1.0, /) -> tuple[Array, Array]:
+        """(logits [N, L, V], exact [N, L] bool) given the visible tokens of x [N, L], V the mask.
+
+        Where `exact`, the softmax of the logits is the conditional of exp(-scale E) at that site, all other
+        hidden sites summed over; elsewhere the logits are a guess, finite or -inf. `scale` may be traced.
+        """
+        ...
+
+
 class RelaxedEnergy(Energy, Protocol):
     """An energy of a mixed state that also takes probabilities [..., L, V] in place of tokens."""
 
@@ -206,7 +221,13 @@ class EnergyWithHint(Energy, Protocol):
         ...
 
 
-ENERGY_OFFERS = ("single_site_conditionals", "conditional_evaluations", "relaxed", "differentiable")
+ENERGY_OFFERS = (
+    "single_site_conditionals",
+    "conditional_evaluations",
+    "revealed_conditionals",
+    "relaxed",
+    "differentiable",
+)
 """The names of what an energy may offer beyond E, which its wrappers hand on."""
 
 
@@ -387,6 +408,50 @@ class CountedProcess(Process, Protocol):
 
 
 @runtime_checkable
+class Order(Protocol):
+    """Which sites a jump reveals when: a Markov chain on sets of visible sites that sees no tokens.
+
+    From none to all of L sites in `num_steps` steps. `hide` is the exact time reversal of `reveal`, so that
+    the probabilities of both are equal over a whole trajectory. Each method is for one state.
+    """
+
+    @property
+    def num_sites(self) -> int:
+        """L."""
+        ...
+
+    @property
+    def num_steps(self) -> int:
+        """Steps from no visible site to all of them."""
+        ...
+
+    @property
+    def num_closed(self) -> int:
+        """How many of the last steps need no network."""
+        ...
+
+    def visible(self, key: Key, step: Array) -> Array:
+        """[L] bool, a draw of the visible sites before `step`, an integer scalar."""
+        ...
+
+    def reveal(self, key: Key, visible: Array) -> Array:
+        """[L] bool, a draw of the sites that are revealed next; none where all are visible."""
+        ...
+
+    def hide(self, key: Key, visible: Array) -> Array:
+        """[L] bool, a draw of the sites that the step which led here has revealed."""
+        ...
+
+    def weights(self, visible: Array) -> Array:
+        """[L] the probability of each site to be among those that are revealed next."""
+        ...
+
+    def joins(self, before: Array, after: Array) -> Array:
+        """Scalar bool, whether a step leads from visible sites to others; True where all are visible."""
+        ...
+
+
+@runtime_checkable
 class FoldingProcess(Process, Protocol):
     """A process with deterministic steps, which are refused where they are not injective."""
 
@@ -509,4 +574,17 @@ class ProbingAlgorithm(Algorithm, Protocol):
 
     def differentiable(self, keys: Key, x_1: State, t: Array, energy: Energy) -> tuple[Array, int]:
         """(whether they may, a scalar bool; evaluations of E spent)."""
+        ...
+
+
+@runtime_checkable
+class PlacingHead(Head, Protocol):
+    """A head that says at which states it is trained and asked."""
+
+    def training_states(self, keys: Key, x_1: State, t: Array) -> State:
+        """[B, ...] states to train at, from data x_1; keys [B], t [B]."""
+        ...
+
+    def needs_output(self, x_t: State, energy: Energy) -> Array:
+        """[B] bool, False where the generator does not depend on the network's output."""
         ...

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
-from egm import checks, random
+from egm import checks, collectives, random
 from egm.algorithms._shared import check_fields, compare
 from egm.typing import (
     Apply,
@@ -18,6 +19,7 @@ from egm.typing import (
     Key,
     ModelFn,
     Path,
+    PlacingHead,
     ProbingHead,
     PyTree,
     State,
@@ -55,7 +57,21 @@ class Weighted:
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
-        return lambda x, t: self.head.generator(self.apply(params, x, t), x, t, energy)
+
+        def network(x, t):
+            return self.apply(params, x, t)
+
+        def generator(x, t):
+            if not isinstance(self.head, PlacingHead):
+                return self.head.generator(network(x, t), x, t, energy)
+            like = jax.eval_shape(network, x, t)
+            none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+            none = collectives.varying_like(none, like)
+            asked = jnp.any(self.head.needs_output(x, energy))
+            output = jax.lax.cond(asked, network, lambda x, t: none, x, t)
+            return self.head.generator(output, x, t, energy)
+
+        return generator
 
     def differentiable(self, keys: Key, x_1: State, t: Array, energy: Energy) -> tuple[Array, int]:
         """(whether targets may use the gradient of the energy around x_1 at t, evaluations of E spent).
@@ -74,6 +90,9 @@ class Weighted:
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""
         del target_params
-        x_t = random.per_example(self.path.sample, keys, x_1, t)
+        if isinstance(self.head, PlacingHead):
+            x_t = self.head.training_states(keys, x_1, t)
+        else:
+            x_t = random.per_example(self.path.sample, keys, x_1, t)
         target = self.head.conditional_target(x_1, x_t, t, energy if self.energy_targets else None)
         return compare(self.head, target, self.apply(params, x_t, t), x_t, t, energy)

@@ -1,13 +1,16 @@
 """Targets: energies E(x), beta inside, with exact samples and log Z where they are known."""
 
-from egm.energies.conditionals import WithConditionals
+from egm.energies import lattices
+from egm.energies.conditionals import WithColouring, WithConditionals
 from egm.energies.gaussian_mixture import GaussianMixture
 from egm.energies.gb_rbm import GaussianBernoulliRBM
 from egm.energies.ising import Ising
 from egm.energies.joint_double_well import JointDoubleWell
 from egm.energies.joint_mixture import CoupledJointMixture, JointGaussianMixture
 from egm.energies.lennard_jones import LennardJones
+from egm.energies.lattices import check_colouring
 from egm.energies.reference import ChainSettings
+from egm.energies.spin_models import Potts, SpinGlass
 
 __all__ = [
     "ChainSettings",
@@ -18,5 +21,10 @@ __all__ = [
     "JointDoubleWell",
     "JointGaussianMixture",
     "LennardJones",
+    "Potts",
+    "SpinGlass",
+    "WithColouring",
     "WithConditionals",
+    "check_colouring",
+    "lattices",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from egm import checks, collectives
 from egm.typing import ENERGY_OFFERS, Array, Energy, State
 
-__all__ = ["WithConditionals"]
+__all__ = ["WithColouring", "WithConditionals"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +89,75 @@ class WithConditionals:
             states = {**jax.tree.map(repeat, rest), self.part: states}
         out = checks.model_output(self.energy(states), "energy", (n * copies,))
         return -collectives.unmerge(out, copies).T.reshape(n, sites, self.vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithColouring:
+    """An energy of tokens with a colouring of its sites: `revealed_conditionals` from its conditionals.
+
+    What an order that reveals the last colour at once (`egm.processes.orders.colouring`) asks an energy for.
+    `egm.energies.check_colouring` tells a colouring that is none.
+
+    Attributes:
+      energy: E of tokens, with `single_site_conditionals`.
+      colours: [L] the colour of each site; no two sites of a colour interact.
+
+    Raises:
+      TypeError: the energy has no conditionals, or the colours are no integers.
+    """
+
+    energy: Any
+    colours: tuple[int, ...]
+
+    def __post_init__(self):
+        checks.function(self.energy, "energy")
+        if not hasattr(self.energy, "single_site_conditionals"):
+            raise TypeError(
+                f"energy must offer single_site_conditionals (WithConditionals), got {self.energy!r:.80}"
+            )
+        if isinstance(self.colours, str) or not np.iterable(self.colours):
+            raise TypeError(f"colours must be a sequence of integers, got {self.colours!r:.80}")
+        colours = tuple(checks.positive_int(c, "every colour", 0) for c in self.colours)
+        object.__setattr__(self, "colours", colours)
+
+    @property
+    def colouring(self) -> tuple[int, ...]:
+        """[L], the colours."""
+        return self.colours
+
+    @property
+    def vocab_size(self) -> int:
+        """V, of the energy."""
+        return self.energy.vocab_size
+
+    def __call__(self, x: Array) -> Array:
+        """E(x) itself, [...]."""
+        return self.energy(x)
+
+    def __getattr__(self, name: str):
+        if name in ENERGY_OFFERS:
+            return getattr(self.energy, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def revealed_conditionals(self, x: Array, scale: Any = 1.0) -> tuple[Array, Array]:
+        """Logits of all sites with token 0 where the mask stands, exact where all other colours are seen.
+
+        Args:
+          x: [N, L] integer tokens in 0..V, V the mask.
+          scale: factor on the energy, a scalar, may be traced.
+
+        Returns:
+          (logits [N, L, V], exact [N, L] bool, False at revealed sites).
+
+        Raises:
+          TypeError, ValueError: x is no tokens of L sites.
+        """
+        x = checks.integer_array(x, "x", 2)
+        if x.shape[-1] != len(self.colours):
+            raise ValueError(f"x has trailing size {x.shape[-1]}, this energy has {len(self.colours)} sites")
+        x = checks.tokens(x, self.vocab_size)
+        hidden = x == self.vocab_size
+        logits = scale * self.energy.single_site_conditionals(jnp.where(hidden, 0, x))
+        same = np.equal.outer(self.colours, self.colours)
+        others = (hidden.astype(jnp.int32) @ jnp.asarray(~same, jnp.int32)) == 0
+        return logits, hidden & others

@@ -52,7 +52,7 @@ class JumpProcess:
         Returns:
           (x_r [N, L], log_ratio [N] = log p_{t|r}(x_t | x_r) - log forward(x_r | x_t)).
         """
-        x_t, t, r, keys = _prepare(self.path, key, x_t, t, r, "x_t")
+        x_t, t, r, keys = prepare(self.path, key, x_t, t, r, "x_t")
         p = denoiser_probabilities(self.path, generator, x_t, t)
         reveal = self._reveal_probability(t, r)
 
@@ -68,12 +68,12 @@ class JumpProcess:
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, L] ~ p_{t|r}(. | x_r); the generator is not needed."""
         del generator
-        x_r, t, r, keys = _prepare(self.path, key, x_r, t, r, "x_r")
+        x_r, t, r, keys = prepare(self.path, key, x_r, t, r, "x_r")
         return random.per_example(self.path.noise, keys, x_r, r, t)
 
     def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """[N] log backward - log forward of a given pair, as in `step`."""
-        x_t, x_r, t, r = _check_pair(self.path, x_t, x_r, t, r)
+        x_t, x_r, t, r = check_pair(self.path, x_t, x_r, t, r)
         return self._ratio(x_t, x_r, denoiser_probabilities(self.path, generator, x_t, t), t, r)
 
     def _reveal_probability(self, t: Array, r: Array) -> Array:
@@ -134,7 +134,7 @@ class AnyOrderProcess:
 
         A state without masks stays as it is, with log_ratio 0.
         """
-        x_t, t, r, keys = _prepare(self.path, key, x_t, t, r, "x_t")
+        x_t, t, r, keys = prepare(self.path, key, x_t, t, r, "x_t")
         hidden = self.path.masked(x_t)
         k_site, k_token = random.split(keys)
         site = random.per_example(random.categorical, k_site, hidden)
@@ -148,7 +148,7 @@ class AnyOrderProcess:
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, L]: hide one uniformly chosen visible site; the generator is not needed."""
         del generator
-        x_r, t, r, keys = _prepare(self.path, key, x_r, t, r, "x_r")
+        x_r, t, r, keys = prepare(self.path, key, x_r, t, r, "x_r")
         visible = ~self.path.masked(x_r)
         site = random.per_example(random.categorical, keys, visible)
         here = (jnp.arange(x_r.shape[-1])[None] == site[:, None]) & visible
@@ -159,7 +159,7 @@ class AnyOrderProcess:
 
         0 where x_t = x_r (a state without masks stays), -inf where no other step joins them.
         """
-        x_t, x_r, t, r = _check_pair(self.path, x_t, x_r, t, r)
+        x_t, x_r, t, r = check_pair(self.path, x_t, x_r, t, r)
         changed = x_t != x_r
         count = jnp.sum(changed, axis=-1)
         site = jnp.argmax(changed, axis=-1)
@@ -196,7 +196,7 @@ def _check_path(path: MaskedPath) -> None:
         raise TypeError(f"path must be a MaskedPath, got {path!r:.80}")
 
 
-def _check_pair(path: MaskedPath, x_t: Array, x_r: Array, t: Array, r: Array) -> tuple[Array, ...]:
+def check_pair(path: MaskedPath, x_t: Array, x_r: Array, t: Array, r: Array) -> tuple[Array, ...]:
     """(x_t, x_r, both int32, t [N], r [N]), checked."""
     batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
@@ -208,7 +208,7 @@ def _check_pair(path: MaskedPath, x_t: Array, x_r: Array, t: Array, r: Array) ->
     return *tokens, *checks.time_pair(t, r, batch)
 
 
-def _prepare(path: MaskedPath, key: Key, x: Array, t: Array, r: Array, name: str) -> tuple[Array, ...]:
+def prepare(path: MaskedPath, key: Key, x: Array, t: Array, r: Array, name: str) -> tuple[Array, ...]:
     """(x int32, t [N], r [N], keys [N]), checked."""
     batch = path.batch_shape(x, name)
     if len(batch) != 1:

@@ -30,6 +30,8 @@ def public_classes(package):
     modules = [package] + [
         importlib.import_module(f"{package.__name__}.{info.name}")
         for info in pkgutil.iter_modules(package.__path__)
+        # Orders are no processes, and have tests of their own (test_orders.py).
+        if info.name != "orders" and not info.name.startswith("_")
     ]
     found = {}
     for module in modules:
@@ -252,6 +254,13 @@ PROCESSES = {
         _on_tokens(_p.JumpProcess, (4,), vocab=2, sites=4, power=1.5),
     ],
     "AnyOrderProcess": lambda: [_on_tokens(_p.AnyOrderProcess, (3,))],
+    "OrderedProcess": lambda: [
+        _on_tokens(lambda path: _p.OrderedProcess(path, _p.orders.colouring((0, 1, 0))), (3,)),
+        _on_tokens(lambda path: _p.OrderedProcess(path, _p.orders.random_sites(4, (1, 3))), (2,), sites=4),
+        _on_tokens(
+            lambda path: _p.OrderedProcess(path, _p.orders.DrawnOrder(((0, 1, 1), (1, 0, 1)))), (2, 4)
+        ),
+    ],
     "FlowProcess": lambda: [
         _on_vectors(_p.FlowProcess, EXPLODING, (8,), dim=2),
         _on_vectors(functools.partial(_p.FlowProcess, method="heun"), CENTERED, (6,), dim=3),
@@ -353,6 +362,18 @@ ENERGIES = {
     "WithConditionals": lambda: [
         lattice_case(egm.energies.WithConditionals(egm.energies.Ising(2, 0.3, field=0.5), 2), 4),
         vector_case(egm.energies.WithConditionals(_rbm(), 2, part="h"), shapes=_rbm().event_shape),
+    ],
+    "WithColouring": lambda: [
+        lattice_case(egm.energies.WithColouring(egm.energies.Ising(4, 0.3, field=0.5), (0, 1, 0, 1) * 4), 16),
+    ],
+    "SpinGlass": lambda: [
+        lattice_case(egm.energies.SpinGlass(4, ((0, 1), (1, 2), (0, 3)), (0.5, -1.0, 0.7), 0.3, 0.8), 4),
+        lattice_case(egm.energies.SpinGlass.edwards_anderson(jax.random.key(0), (3, 3), 0.7), 9),
+        lattice_case(egm.energies.SpinGlass.edwards_anderson(jax.random.key(0), (2, 2, 3), 0.7), 12),
+    ],
+    "Potts": lambda: [
+        lattice_case(egm.energies.Potts(4, egm.energies.lattices.square((2, 2)), 3, 0.8, 0.4), 4),
+        lattice_case(egm.energies.Potts(9, egm.energies.lattices.square((3, 3)), 4), 9),
     ],
     "GaussianMixture": lambda: [
         vector_case(egm.energies.GaussianMixture(((-1.0,), (2.0,)), 0.7, (1, 3)), [[1.0]]),

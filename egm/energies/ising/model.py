@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
+from egm.energies import lattices
 from egm.energies.ising import closed_form, density_of_states, enumeration, exact, transfer
 from egm.energies.ising.coupling_from_the_past import couple_from_the_past
 from egm.typing import Array, Key
@@ -24,6 +25,8 @@ from egm.typing import Array, Key
 __all__ = ["Ising"]
 
 _MAX_ENERGY = 1e38
+_DIRECTIONS = ((1, 0), (-1, 0), (0, 1), (0, -1))
+"""Down, up, right, left: opposite ones differ in the last bit of their index."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +139,57 @@ class Ising:
         """
         s = self._spins(x)
         return self._conditionals(jnp.where(s > 1, jnp.zeros_like(s), s))
+
+    @property
+    def colouring(self) -> tuple[int, ...]:
+        """[L] a colour for each site, no two of one colour next to each other: the checkerboard's two.
+
+        On odd sides, where there is none of two colours, one of three or four.
+        """
+        return lattices.colouring(self.num_sites, lattices.square((self.side, self.side)))
+
+    def revealed_conditionals(self, x: Array, scale: Any = 1.0, depth: int = 1) -> tuple[Array, Array]:
+        """Logits of the hidden sites given the revealed ones, and where they are exact.
+
+        Hidden neighbours are summed over, as if they hung together through this site alone: exact where
+        they do, and where all neighbours are revealed (belief propagation in `depth` rounds, from no
+        messages; exact at hidden sites in a tree that ends in revealed ones within `depth` bonds).
+
+        Args:
+          x: [..., L] integer tokens in {0, 1, 2}, 2 the mask.
+          scale: factor on the energy, a scalar, may be traced.
+          depth: rounds, at least 0; on a side of 2, where bonds are double, 0 is used.
+
+        Returns:
+          (logits [..., L, V], which sum to zero, exact [..., L] bool, False at revealed sites).
+
+        Raises:
+          TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
+        """
+        s = self._spins(x)
+        hidden = s > 1
+        bond, site = scale * self._bond, scale * self._site
+        spins = jnp.where(hidden, 0, s).astype(float)
+        # Of each direction, what comes from the neighbour there: a field, and whether it is exact.
+        near = [lambda a, o=o: jnp.roll(a, (-o[0], -o[1]), axis=(-2, -1)) for o in _DIRECTIONS]
+        shown = [bond * of(spins) for of in near]
+        known = [of(~hidden) for of in near]
+        field, exact = list(shown), list(known)
+        for _ in range(0 if self.side == 2 else depth):
+            send, safe = [], []
+            for d, of in enumerate(near):
+                others = [k for k in range(4) if k != d ^ 1]
+                cavity = site + sum(field[k] for k in others)
+                # artanh(tanh(bond) tanh(cavity)), which rounds well however strong they are.
+                message = 0.5 * (_log_cosh(bond + cavity) - _log_cosh(bond - cavity))
+                send.append(jnp.where(known[d], shown[d], of(message)))
+                safe.append(known[d] | of(functools.reduce(operator.and_, [exact[k] for k in others])))
+            field, exact = send, safe
+        total = site + sum(field)
+        flat = lambda a: a.reshape(*a.shape[:-2], self.num_sites)
+        total = flat(jnp.broadcast_to(total, s.shape))
+        certain = flat(functools.reduce(operator.and_, exact) & hidden)
+        return jnp.stack([-total, total], axis=-1), certain
 
     def revealed_energy(self, x: Array) -> Array:
         """The energy of the revealed part: masked spins count as zero.
@@ -324,3 +378,9 @@ class Ising:
                 if otherwise
                 else f"{what} supports side up to {limit}, got side {self.side}"
             )
+
+
+def _log_cosh(x: Array) -> Array:
+    """log(2 cosh x)."""
+    size = jnp.abs(x)
+    return size + jnp.log1p(jnp.exp(-2 * size))

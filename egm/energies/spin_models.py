@@ -1,0 +1,219 @@
+"""Spin models on any graph: Ising with any couplings and fields (spin glasses), Potts of any colours."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from egm import checks, random
+from egm.energies import _pairwise as pairwise
+from egm.energies import lattices
+from egm.typing import Array, Key
+
+__all__ = ["Potts", "SpinGlass"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpinGlass:
+    """E(x) = -beta (sum over edges of J_e s_i s_j + sum over sites of h_i s_i), s = 2x - 1, on any graph.
+
+    Attributes:
+      num_sites: L.
+      edges: pairs of sites; `egm.energies.lattices.square` makes those of a lattice of any dimension.
+      couplings: J_e, one an edge, or one number for all.
+      fields: h_i, one a site, or one number for all.
+      inverse_temperature: beta >= 0.
+
+    Raises:
+      TypeError, ValueError: an edge joins no two sites, or numbers are missing or not finite.
+    """
+
+    num_sites: int
+    edges: tuple[tuple[int, int], ...]
+    couplings: Any = 1.0
+    fields: Any = 0.0
+    inverse_temperature: float = 1.0
+
+    def __post_init__(self):
+        number = checks.positive_int(self.num_sites, "num_sites")
+        edges = pairwise.checked_edges(self.edges, number)
+        beta = checks.positive_float(self.inverse_temperature, "inverse_temperature", allow_zero=True)
+        for name, value in (
+            ("edges", edges),
+            ("couplings", pairwise.numbers(self.couplings, "couplings", len(edges))),
+            ("fields", pairwise.numbers(self.fields, "fields", number)),
+            ("inverse_temperature", beta),
+        ):
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def edwards_anderson(
+        cls, key: Key, shape: Sequence[int], inverse_temperature: float, couplings: str = "signs"
+    ) -> SpinGlass:
+        """The glass of Edwards and Anderson (1975) on a periodic lattice, its couplings drawn.
+
+        Args:
+          key: one typed key, of the couplings.
+          shape: the sides, two for the square lattice, three for the cubic one.
+          inverse_temperature: beta.
+          couplings: "signs" for +1 and -1, "normal" for standard normal ones.
+
+        Returns:
+          SpinGlass.
+
+        Raises:
+          TypeError, ValueError: an argument is wrong.
+        """
+        checks.one_key(key)
+        if couplings not in ("signs", "normal"):
+            raise ValueError(f"couplings must be 'signs' or 'normal', got {couplings!r:.80}")
+        edges = lattices.square(shape)
+        key, drawn = random.derive(key, "couplings"), None
+        if couplings == "signs":
+            drawn = 2.0 * np.asarray(jax.random.bernoulli(key, 0.5, (len(edges),))) - 1.0
+        else:
+            drawn = np.asarray(jax.random.normal(key, (len(edges),)), np.float64)
+        return cls(int(np.prod(shape)), edges, tuple(drawn.tolist()), 0.0, inverse_temperature)
+
+    @property
+    def vocab_size(self) -> int:
+        """V = 2; the mask token is 2."""
+        return 2
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """(L,)."""
+        return (self.num_sites,)
+
+    @property
+    def colouring(self) -> tuple[int, ...]:
+        """[L] a colour for each site, none the same at both ends of an edge, the most frequent the last."""
+        return lattices.colouring(self.num_sites, self.edges)
+
+    def __call__(self, x: Array) -> Array:
+        """Energy [...] of tokens x [..., L] in {0, 1}; raises TypeError, ValueError for anything else."""
+        x = pairwise.tokens(x, self.num_sites, 2)
+        return self._constant - self._model.log_weight(x)
+
+    def single_site_conditionals(self, x: Array) -> Array:
+        """Logits [..., L, 2] of every site's token given all the others; errors as of the call."""
+        return self._model.conditionals(pairwise.tokens(x, self.num_sites, 2))[0]
+
+    def revealed_conditionals(self, x: Array, scale: Any = 1.0, depth: int = 1) -> tuple[Array, Array]:
+        """As of `Potts`."""
+        return self._model.conditionals(pairwise.tokens(x, self.num_sites, 2), scale, depth)
+
+    def log_partition(self) -> float:
+        """log sum_x exp(-E(x)) in float64, by enumeration; raises ValueError above 2^20 states."""
+        return pairwise.log_partition(self._model) - self._constant
+
+    def sample(self, key: Key, n: int) -> Array:
+        """[n, L] exact samples by enumeration; raises ValueError above 2^20 states."""
+        return pairwise.sample(self._model, key, n)
+
+    @property
+    def _constant(self) -> float:
+        """What 2 [s = s'] - 1 takes from each bond."""
+        return self.inverse_temperature * float(np.sum(self.couplings))
+
+    @functools.cached_property
+    def _model(self) -> pairwise.Pairwise:
+        beta, fields = self.inverse_temperature, np.array(self.fields)
+        biases = beta * np.stack([-fields, fields], axis=1)
+        return pairwise.Pairwise(np.array(self.edges), 2 * beta * np.array(self.couplings), biases)
+
+
+@dataclasses.dataclass(frozen=True)
+class Potts:
+    """E(x) = -beta (sum over edges of J_e [x_i = x_j] + h sum over sites of [x_i = 0]) on any graph.
+
+    On the square lattice at J = 1 the transition is at beta = log(1 + sqrt(V)), continuous up to V = 4.
+
+    Attributes:
+      num_sites: L.
+      edges: pairs of sites, as of `egm.energies.lattices.square`.
+      vocab_size: V, the number of colours, at least 2; the mask token is V.
+      couplings: J_e, one an edge, or one number for all.
+      field: h, on colour 0.
+      inverse_temperature: beta >= 0.
+
+    Raises:
+      TypeError, ValueError: an edge joins no two sites, or numbers are missing or not finite.
+    """
+
+    num_sites: int
+    edges: tuple[tuple[int, int], ...]
+    vocab_size: int
+    couplings: Any = 1.0
+    field: float = 0.0
+    inverse_temperature: float = 1.0
+
+    def __post_init__(self):
+        number = checks.positive_int(self.num_sites, "num_sites")
+        checks.positive_int(self.vocab_size, "vocab_size", 2)
+        edges = pairwise.checked_edges(self.edges, number)
+        beta = checks.positive_float(self.inverse_temperature, "inverse_temperature", allow_zero=True)
+        for name, value in (
+            ("edges", edges),
+            ("couplings", pairwise.numbers(self.couplings, "couplings", len(edges))),
+            ("field", checks.finite_float(self.field, "field")),
+            ("inverse_temperature", beta),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """(L,)."""
+        return (self.num_sites,)
+
+    @property
+    def colouring(self) -> tuple[int, ...]:
+        """[L] a colour for each site, none the same at both ends of an edge, the most frequent the last."""
+        return lattices.colouring(self.num_sites, self.edges)
+
+    def __call__(self, x: Array) -> Array:
+        """Energy [...] of tokens x [..., L] in 0..V-1; raises TypeError, ValueError for anything else."""
+        return -self._model.log_weight(pairwise.tokens(x, self.num_sites, self.vocab_size))
+
+    def single_site_conditionals(self, x: Array) -> Array:
+        """Logits [..., L, V] of every site's token given all the others; errors as of the call."""
+        return self._model.conditionals(pairwise.tokens(x, self.num_sites, self.vocab_size))[0]
+
+    def revealed_conditionals(self, x: Array, scale: Any = 1.0, depth: int = 1) -> tuple[Array, Array]:
+        """Logits of the hidden sites given the revealed ones, and where they are exact.
+
+        Belief propagation in `depth` rounds, from no messages: exact where the hidden sites that hang
+        together with a site form a tree of at most `depth` bonds from it to revealed ones.
+
+        Args:
+          x: [..., L] integer tokens in 0..V, V the mask.
+          scale: factor on the energy, a scalar, may be traced.
+          depth: rounds, at least 0.
+
+        Returns:
+          (logits [..., L, V], exact [..., L] bool, False at revealed sites).
+
+        Raises:
+          TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
+        """
+        return self._model.conditionals(pairwise.tokens(x, self.num_sites, self.vocab_size), scale, depth)
+
+    def log_partition(self) -> float:
+        """log sum_x exp(-E(x)) in float64, by enumeration; raises ValueError above 2^20 states."""
+        return pairwise.log_partition(self._model)
+
+    def sample(self, key: Key, n: int) -> Array:
+        """[n, L] exact samples by enumeration; raises ValueError above 2^20 states."""
+        return pairwise.sample(self._model, key, n)
+
+    @functools.cached_property
+    def _model(self) -> pairwise.Pairwise:
+        beta = self.inverse_temperature
+        biases = np.zeros((self.num_sites, self.vocab_size))
+        biases[:, 0] = beta * self.field
+        return pairwise.Pairwise(np.array(self.edges), beta * np.array(self.couplings), biases)
