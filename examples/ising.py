@@ -16,6 +16,7 @@ from support.optimizers import SHOWN, cosine, optimizer
 
 import egm
 from egm import algorithms, heads, iteration, networks, symmetry
+from egm.processes import orders
 
 SIDE = flags.DEFINE_integer("side", 5, "Side of the periodic square lattice.")
 BETA = flags.DEFINE_float("inverse_temperature", 0.4, "Inverse temperature, J = 1.")
@@ -29,11 +30,29 @@ ALGORITHM = flags.DEFINE_enum(
 ITERATIONS = flags.DEFINE_integer("iterations", None, "Outer iterations; by default by side and algorithm.")
 SECONDS = flags.DEFINE_float("seconds", None, "Train for this long instead of a number of iterations.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "K of the naive estimate.")
+ORDER = flags.DEFINE_enum(
+    "order",
+    None,
+    ["random", "checkerboard", "coarse_to_fine"],
+    "Which sites are revealed when; checkerboard by default, random for odd sides and bootstraps.",
+)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/ising", "Where the figure and the numbers go.")
 
 
-def settings(side: int, algorithm: str) -> tuple[iteration.IterationConfig, float, int]:
+def make_order(energy: egm.energies.Ising, algorithm: str) -> orders.StagedOrder:
+    """The order of --order."""
+    plain = energy.side % 2 or algorithm != "weighted"
+    name = ORDER.value or ("random" if plain else "checkerboard")
+    if name == "random":
+        return orders.random_sites(energy.num_sites)
+    if name == "checkerboard":
+        return orders.colouring(energy.colouring)
+    # One site a step up to an eighth of the sites, then blocks of sites far apart.
+    return orders.coarse_to_fine((energy.side, energy.side), (1, 1, 1, 2, 4, 8))
+
+
+def settings(side: int, algorithm: str, num_times: int) -> tuple[iteration.IterationConfig, float, int]:
     """Sizes of an iteration, the peak learning rate and the number of iterations."""
     small = side <= 6
     config = iteration.IterationConfig(
@@ -41,7 +60,7 @@ def settings(side: int, algorithm: str) -> tuple[iteration.IterationConfig, floa
         buffer_size=5000 if small else 1500,
         num_gradient_steps=100,
         batch_size=300 if algorithm == "naive" else 128,
-        num_times=side**2,
+        num_times=num_times,
         ema_decay=0.95 if "bootstrap" in algorithm else 0.995,
         weight_clip=5.0,
     )
@@ -49,13 +68,13 @@ def settings(side: int, algorithm: str) -> tuple[iteration.IterationConfig, floa
     return config, 4e-3, iterations if small else 120
 
 
-def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.Ising):
+def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.Ising, order):
     """The algorithm and its initial parameters' function `init(key)`."""
     even = symmetry.flips(jax.random.key(0), energy, path, energy.event_shape)
     shape = {"side": energy.side, "channels": 16, "expansion": 1, "flip": even}
     denoiser = networks.TorusDenoiser(**shape, skip=energy.masked_conditionals)
     log_marginal = networks.TorusLogMarginal(**shape, skip=lambda x: -energy.revealed_energy(x))
-    head = heads.DenoiserHead(path)
+    head = heads.DenoiserHead(path, order)
     x, t = jnp.zeros((1, energy.num_sites), jnp.int32), jnp.zeros(1)
     if name == "local_bootstrap":
         return algorithms.LocalBootstrap(path, log_marginal.apply), lambda k: log_marginal.init(k, x, t)
@@ -82,9 +101,10 @@ def main(_):
     started = time.time()
     energy = egm.energies.Ising(SIDE.value, BETA.value, field=FIELD.value)
     path = egm.paths.MaskedPath(energy.vocab_size)
-    process = egm.processes.AnyOrderProcess(path)
-    algorithm, init_params = make_algorithm(ALGORITHM.value, path, energy)
-    config, learning_rate, iterations = settings(SIDE.value, ALGORITHM.value)
+    order = make_order(energy, ALGORITHM.value)
+    process = egm.processes.OrderedProcess(path, order)
+    algorithm, init_params = make_algorithm(ALGORITHM.value, path, energy, order)
+    config, learning_rate, iterations = settings(SIDE.value, ALGORITHM.value, order.num_steps)
     init, step = iteration.make_iteration(
         algorithm, process, energy, optimizer(), config, event_shape=energy.event_shape
     )
@@ -98,7 +118,8 @@ def main(_):
         seconds=SECONDS.value,
         prepare=cosine(learning_rate),
         shown=SHOWN,
-        configuration=loop.values(SIDE, BETA, FIELD, ALGORITHM, NUM_SAMPLES, SEED) | {"iteration": config},
+        configuration=loop.values(SIDE, BETA, FIELD, ALGORITHM, ORDER, NUM_SAMPLES, SEED)
+        | {"iteration": config},
     )
     if not cluster.is_main():
         return

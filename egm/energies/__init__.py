@@ -7,8 +7,8 @@ from egm.energies.gb_rbm import GaussianBernoulliRBM
 from egm.energies.ising import Ising
 from egm.energies.joint_double_well import JointDoubleWell
 from egm.energies.joint_mixture import CoupledJointMixture, JointGaussianMixture
-from egm.energies.lennard_jones import LennardJones
 from egm.energies.lattices import check_colouring
+from egm.energies.lennard_jones import LennardJones
 from egm.energies.reference import ChainSettings
 from egm.energies.spin_models import Potts, SpinGlass
 

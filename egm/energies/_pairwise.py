@@ -64,7 +64,8 @@ class Pairwise:
         bonds = scale * jnp.repeat(jnp.asarray(self.bonds, float), 2)
         source = self._source  # type: ignore[attr-defined]
         shown, known = x[..., source], visible[..., source]
-        direct = jnp.where(known[..., None], jax.nn.one_hot(shown, vocab) * _last(bonds), 0.0)
+        pulls = shown[..., None] == jnp.broadcast_to(jnp.arange(vocab), (*shown.shape, vocab))
+        direct = jnp.where(pulls, jnp.broadcast_to(bonds[:, None], pulls.shape), 0.0)
         bias = scale * jnp.asarray(self.biases, float)
         message, exact = direct, known
         same = jnp.eye(vocab, dtype=bool)
@@ -73,7 +74,7 @@ class Pairwise:
             # What has come to the source, without what has come from the target itself.
             back = np.arange(len(source)) ^ 1
             cavity = total[..., source, :] - message[..., back, :]
-            pair = jnp.where(same, bonds[:, None, None], 0.0)
+            pair = jnp.where(same[None], bonds[:, None, None], 0.0)
             out = jax.nn.logsumexp(cavity[..., :, None] + jnp.broadcast_to(pair, (*cavity.shape, vocab)), -2)
             # Differences alone matter: kept near zero.
             out = out - jnp.mean(out, axis=-1, keepdims=True)
@@ -150,7 +151,3 @@ def tokens(x: Any, num_sites: int, vocab_size: int) -> Array:
     if x.ndim < 1 or x.shape[-1] != num_sites:
         raise ValueError(f"x must have shape [..., {num_sites}], the sites of this energy, got {x.shape}")
     return checks.tokens(x, vocab_size)
-
-
-def _last(a: Array) -> Array:
-    return a[..., None]

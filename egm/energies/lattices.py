@@ -13,7 +13,7 @@ import numpy as np
 from egm import checks, random
 from egm.typing import Energy, Key
 
-__all__ = ["check_colouring", "colouring", "square"]
+__all__ = ["check_colouring", "checked_edge", "colouring", "square"]
 
 
 def square(shape: Sequence[int], periodic: bool = True) -> tuple[tuple[int, int], ...]:
@@ -30,6 +30,8 @@ def square(shape: Sequence[int], periodic: bool = True) -> tuple[tuple[int, int]
     Raises:
       TypeError, ValueError: a side is no positive int.
     """
+    if isinstance(shape, str) or not np.iterable(shape) or len(shape) == 0:
+        raise TypeError(f"shape must be a tuple of sides, got {shape!r:.80}")
     shape = tuple(checks.positive_int(n, "every side in shape") for n in shape)
     checks.flag(periodic, "periodic")
     return _square(shape, bool(periodic))
@@ -86,10 +88,10 @@ def colouring(num_sites: int, edges: tuple[tuple[int, int], ...]) -> tuple[int, 
 def checked_edge(edge: Sequence[int], num_sites: int) -> tuple[int, int]:
     """The edge as two ints; raises TypeError or ValueError unless they are two different sites."""
     if not hasattr(edge, "__len__") or len(edge) != 2:
-        raise TypeError(f"every edge must be a pair of sites, got {edge!r:.80}")
-    i, j = (checks.positive_int(n, "every site of an edge", 0) for n in edge)
+        raise TypeError(f"edges must be pairs of sites, got {edge!r:.80}")
+    i, j = (checks.positive_int(n, "every site of edges", 0) for n in edge)
     if max(i, j) >= num_sites or i == j:
-        raise ValueError(f"every edge must join two of the sites 0..{num_sites - 1}, got {(i, j)}")
+        raise ValueError(f"edges must join two of the sites 0..{num_sites - 1}, got {(i, j)}")
     return i, j
 
 

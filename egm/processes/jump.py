@@ -16,7 +16,7 @@ from egm import checks, random
 from egm.paths.masked import MaskedPath
 from egm.typing import Array, Key, ModelFn
 
-__all__ = ["AnyOrderProcess", "JumpProcess", "denoiser_probabilities"]
+__all__ = ["AnyOrderProcess", "JumpProcess", "check_pair", "denoiser_probabilities", "prepare"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ def magnetization(x):
 
 def simulate_sets(key, energy, process, generator):
     """Raw samples and path log-weights, and reverse path log-weights of exact samples."""
-    path, times = process.path, process.times(energy.num_sites)
+    path, times = process.path, process.times(process.order.num_steps)
 
     @jax.jit
     def forward(k):
@@ -108,6 +108,7 @@ def report(key, energy, process, generator, history, output_dir, run):
         "field": energy.field,
         "algorithm": run["algorithm"],
         "seed": run["seed"],
+        "network_calls": process.order.num_steps - process.order.num_closed,
     }
     rows = []
     statistics = {

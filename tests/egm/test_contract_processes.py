@@ -57,7 +57,7 @@ def test_every_process_has_an_example():
 
 
 def test_every_process_is_exported():
-    assert set(contract.public_classes(egm.processes)) == set(egm.processes.__all__)
+    assert {*contract.public_classes(egm.processes), "orders"} == set(egm.processes.__all__)
 
 
 @every_case

@@ -220,6 +220,8 @@ ENTRIES += [
                            ("a", 1.0))),
     entry("egm.processes.ProductProcess", processes.ProductProcess,
           processes=anything({"x": FLOW}, 3, None, processes.FlowProcess, {"x": LINEAR})),
+    entry("egm.processes.OrderedProcess", processes.OrderedProcess, path=record(MASKED, more=(LINEAR,)),
+          order=record(processes.orders.random_sites(L))),
 ]  # fmt: skip
 for process, x_t, generator, shape in (
     (JUMP, H, uniform, (B, L, V)), (ANY, H, uniform, (B, L, V)), (FLOW, X, still, (B, D)),
@@ -479,6 +481,8 @@ ENTRIES += [
 RBM, LJ = energies.GaussianBernoulliRBM(), energies.LennardJones(2, 2)
 GAUSSIANS = energies.GaussianMixture(((0.0, 1.0), (1.0, 0.0)))
 ISING = energies.Ising(2, 0.4)
+GLASS = energies.SpinGlass(4, ((0, 1), (1, 2), (2, 3)), 0.5)
+POTTS = energies.Potts(4, ((0, 1), (1, 2), (2, 3)), 2)
 SITES = jnp.zeros((B, 4), jnp.int32)
 RBM_STATE = {"x": jnp.zeros((B, 2)), "h": jnp.zeros((B, 3), jnp.int32)}
 BAD_RBM = (
@@ -494,6 +498,32 @@ ENTRIES += [
     entry("Ising.__call__", ISING, x=array(SITES, (1,), 1, integers=True)),
     entry("Ising.single_site_conditionals", ISING.single_site_conditionals,
           x=array(SITES, (1,), 1, integers=True)),
+    entry("Ising.revealed_conditionals", ISING.revealed_conditionals,
+          x=array(SITES, (1,), 1, integers=True)),
+    entry("egm.energies.SpinGlass", energies.SpinGlass, num_sites=whole(3, 2),
+          edges=anything(((0, 1), (1, 2)), None, 3, (), ((0, 9),), ((0, 0),), ((0, 1, 2),), (0, 1), "ab"),
+          couplings=anything(1.0, None, "a", np.nan, (1.0,), (1.0, np.inf)),
+          fields=anything(0.0, None, "a", np.nan, (1.0,), (1.0, np.inf, 0.0)),
+          inverse_temperature=number(0.4, 0, strict=False)),
+    entry("SpinGlass.edwards_anderson", energies.SpinGlass.edwards_anderson, host=True, key=key(),
+          shape=anything((2, 3), None, 3, (), ("a",), (0, 2), (2.0, 3)),
+          inverse_temperature=number(0.4, 0, strict=False), couplings=choice("normal")),
+    entry("egm.energies.Potts", energies.Potts, num_sites=whole(3, 2),
+          edges=anything(((0, 1), (1, 2)), None, 3, (), ((0, 9),), ((0, 0),), ((0, 1, 2),), (0, 1), "ab"),
+          vocab_size=whole(3, 2), couplings=anything(1.0, None, "a", np.nan, (1.0,), (1.0, np.inf)),
+          field=number(0.0), inverse_temperature=number(0.4, 0, strict=False)),
+    entry("egm.energies.WithColouring", energies.WithColouring, energy=function(ISING),
+          colours=anything((0, 1, 1, 0), None, 3, (), ("a",), (0.5, 1.0), (-1, 0))),
+    entry("WithColouring.revealed_conditionals",
+          energies.WithColouring(ISING, (0, 1, 1, 0)).revealed_conditionals,
+          x=array(SITES, (1,), 2, 2, integers=True)),
+    entry(tuple(f"{kind}.{name}" for kind in ("SpinGlass", "Potts") for name in
+                ("__call__", "single_site_conditionals", "revealed_conditionals")),
+          lambda x: [f(x) for e in (GLASS, POTTS)
+                     for f in (e, e.single_site_conditionals, e.revealed_conditionals)],
+          x=array(SITES, (1,), 1, integers=True)),
+    entry(("SpinGlass.sample", "Potts.sample"), lambda key, n: [e.sample(key, n) for e in (GLASS, POTTS)],
+          host=True, key=key(), n=whole(2)),
     entry("Ising.sample", ISING.sample, host=True, key=key(), n=whole(2)),
     entry("egm.energies.GaussianMixture", energies.GaussianMixture,
           means=anything(((0.0, 1.0),), None, 3.0, (1.0,), ((1.0,), (1.0, 2.0)), ((np.nan, 0.0),), ()),
@@ -615,6 +645,7 @@ EXCLUDED = {
     "egm.pilot": "energies and layouts that fit has checked: tests/egm/test_fit.py",
     "egm.sampler": "built by fit and load: tests/egm/test_fit.py",
     "egm.spaces": "its own table of bad input: tests/egm/test_spaces.py",
+    "egm.energies.check_colouring": "its own table of bad input: tests/egm/test_orders.py",
     "egm.horizons.MatchingTime": "has no arguments",
     "egm.horizons.nats": "of a path and state that estimate checks: tests/egm/test_proposals.py",
     "egm.importance.reliability": "takes log-weights as snis does: tests/egm/test_reliability.py",
