@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from reports import ising as ising_report
-from support import cluster, loop
+from support import cluster, lattices, loop
 from support.optimizers import SHOWN, cosine, optimizer
 
 import egm
 from egm import algorithms, heads, iteration, networks, symmetry
-from egm.processes import orders
 
 SIDE = flags.DEFINE_integer("side", 5, "Side of the periodic square lattice.")
 BETA = flags.DEFINE_float("inverse_temperature", 0.4, "Inverse temperature, J = 1.")
@@ -30,42 +29,8 @@ ALGORITHM = flags.DEFINE_enum(
 ITERATIONS = flags.DEFINE_integer("iterations", None, "Outer iterations; by default by side and algorithm.")
 SECONDS = flags.DEFINE_float("seconds", None, "Train for this long instead of a number of iterations.")
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "K of the naive estimate.")
-ORDER = flags.DEFINE_enum(
-    "order",
-    None,
-    ["random", "checkerboard", "coarse_to_fine"],
-    "Which sites are revealed when; checkerboard by default, random for odd sides and bootstraps.",
-)
 SEED = flags.DEFINE_integer("seed", 0, "Seed of everything.")
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/ising", "Where the figure and the numbers go.")
-
-
-def make_order(energy: egm.energies.Ising, algorithm: str) -> orders.StagedOrder:
-    """The order of --order."""
-    plain = energy.side % 2 or algorithm != "weighted"
-    name = ORDER.value or ("random" if plain else "checkerboard")
-    if name == "random":
-        return orders.random_sites(energy.num_sites)
-    if name == "checkerboard":
-        return orders.colouring(energy.colouring)
-    # One site a step up to an eighth of the sites, then blocks of sites far apart.
-    return orders.coarse_to_fine((energy.side, energy.side), (1, 1, 1, 2, 4, 8))
-
-
-def settings(side: int, algorithm: str, num_times: int) -> tuple[iteration.IterationConfig, float, int]:
-    """Sizes of an iteration, the peak learning rate and the number of iterations."""
-    small = side <= 6
-    config = iteration.IterationConfig(
-        num_simulated=500 if small else 150,
-        buffer_size=5000 if small else 1500,
-        num_gradient_steps=100,
-        batch_size=300 if algorithm == "naive" else 128,
-        num_times=num_times,
-        ema_decay=0.95 if "bootstrap" in algorithm else 0.995,
-        weight_clip=5.0,
-    )
-    iterations = {"naive": 40, "published_bootstrap": 12}.get(algorithm, 25)
-    return config, 4e-3, iterations if small else 120
 
 
 def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.Ising, order):
@@ -101,10 +66,10 @@ def main(_):
     started = time.time()
     energy = egm.energies.Ising(SIDE.value, BETA.value, field=FIELD.value)
     path = egm.paths.MaskedPath(energy.vocab_size)
-    order = make_order(energy, ALGORITHM.value)
+    order = lattices.make_order(energy, ALGORITHM.value)
     process = egm.processes.OrderedProcess(path, order)
     algorithm, init_params = make_algorithm(ALGORITHM.value, path, energy, order)
-    config, learning_rate, iterations = settings(SIDE.value, ALGORITHM.value, order.num_steps)
+    config, learning_rate, iterations = lattices.settings(SIDE.value, ALGORITHM.value, order.num_steps)
     init, step = iteration.make_iteration(
         algorithm, process, energy, optimizer(), config, event_shape=energy.event_shape
     )
@@ -118,7 +83,7 @@ def main(_):
         seconds=SECONDS.value,
         prepare=cosine(learning_rate),
         shown=SHOWN,
-        configuration=loop.values(SIDE, BETA, FIELD, ALGORITHM, ORDER, NUM_SAMPLES, SEED)
+        configuration=loop.values(SIDE, BETA, FIELD, ALGORITHM, lattices.ORDER, NUM_SAMPLES, SEED)
         | {"iteration": config},
     )
     if not cluster.is_main():
