@@ -1,7 +1,10 @@
 """egm: learn a sampler from an energy by Energy-based Generator Matching (arXiv 2505.19646).
 
-    sampler = egm.fit(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**4), egm.spaces.Real(10))
-    sampler.log_z, sampler.log_z_error, sampler.sample(jax.random.key(1), 1000).expectation(lambda x: x**2)
+    import jax, jax.numpy as jnp, egm
+    energy = lambda x: 0.5 * jnp.sum(x**4)  # of one state; p(x) is proportional to exp(-energy(x))
+    sampler = egm.fit(jax.random.key(0), energy, egm.spaces.Real(10))
+    draw = sampler.sample(jax.random.key(1), 1000)  # draw.x, draw.log_weights, draw.ess
+    sampler.log_z, sampler.log_z_error, draw.expectation(lambda x: x**2), print(sampler.report())
 
 One estimate is under everything: with proposals x_r ~ q_{r|t}(. | x_t) and weights w ~ exp phi_r(x_r),
 F_t(x) ~ sum_k w_k F_{t|r}^{x_r^k}(x) and phi_t = log Z_{r|t} + log E_q exp phi_r (`estimate`).
@@ -26,10 +29,12 @@ one by hand, `iteration.make_iteration` trains any path, process and network.
     your own parts      typing has the Protocols; smoothness tells whether grad E may be used,
                         symmetry whether E is even
 
-`egm.networks` (Flax), `egm.checkpoint` (orbax) and the front door are imported when they are first used.
+What needs Flax (`networks`), orbax (`checkpoint`) or optax (`training`, `iteration`, `scales`) and the front door
+are imported when they are first used.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from egm import (
     algorithms,
@@ -42,22 +47,28 @@ from egm import (
     heads,
     horizons,
     importance,
-    iteration,
     losses,
     metrics,
     paths,
     processes,
     proposals,
     random,
-    scales,
     smoothness,
     summation,
     symmetry,
-    training,
+    version,
 )
 from egm.estimators import estimate
 from egm.simulate import draw_prior, path_log_weights, simulate, simulate_reverse
 from egm.typing import SNIS, Energy, Estimate, Path, PriorDraw, Process, Trajectory
+
+if TYPE_CHECKING:
+    from egm import iteration, scales, spaces, training
+    from egm.fitting import fit
+    from egm.refinement import refine
+    from egm.sampler import Sampler, Samples
+
+__version__ = version.__version__
 
 __all__ = [
     "SNIS",
@@ -66,7 +77,10 @@ __all__ = [
     "Path",
     "PriorDraw",
     "Process",
+    "Sampler",
+    "Samples",
     "Trajectory",
+    "__version__",
     "algorithms",
     "bootstrap",
     "buffer",
@@ -76,6 +90,7 @@ __all__ = [
     "energies",
     "estimate",
     "evidence",
+    "fit",
     "heads",
     "horizons",
     "importance",
@@ -87,10 +102,12 @@ __all__ = [
     "processes",
     "proposals",
     "random",
+    "refine",
     "scales",
     "simulate",
     "simulate_reverse",
     "smoothness",
+    "spaces",
     "summation",
     "symmetry",
     "training",
@@ -104,12 +121,15 @@ _ON_FIRST_USE = (
     "devices",
     "estimators",
     "fitting",
+    "iteration",
     "networks",
     "pilot",
     "refinement",
     "sampler",
+    "scales",
     "spaces",
     "target",
+    "training",
     "typing",
 )
 _FRONT_DOOR = {"fit": "fitting", "refine": "refinement", "Sampler": "sampler", "Samples": "sampler"}

@@ -23,7 +23,7 @@ from egm import algorithms, checks, evidence, heads, importance, metrics, networ
 from egm.checkpoint import paths as folders
 from egm.pilot import Coordinates
 from egm.simulate import draw_prior, path_log_weights, simulate
-from egm.spaces import Interval, Layout, Particles, Positive, Real, Tokens
+from egm.spaces import Circle, Interval, Layout, Particles, Positive, Real, Tokens
 from egm.typing import Array, Energy, Key, Moments, PyTree, State
 
 __all__ = ["Design", "Parts", "Sampler", "Samples", "parts_of"]
@@ -495,7 +495,7 @@ def _moments(layout: Layout, leaves: Any) -> Any:
     return layout.joined(vector, None)
 
 
-_KINDS = {kind.__name__: kind for kind in (Real, Positive, Interval, Tokens, Particles)}
+_KINDS = {kind.__name__: kind for kind in (Real, Positive, Interval, Circle, Tokens, Particles)}
 
 
 def _plain_space(space: Any) -> dict[str, Any]:

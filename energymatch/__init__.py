@@ -3,8 +3,11 @@
 One time-independent potential V: -grad V carries noise to data along optimal-transport paths, and
 exp(-V/epsilon) is the data's density.
 
-    model = energymatch.fit(jax.random.key(0), table)                 # the front door: nothing to set
-    model.log_prob(table), model.sample(jax.random.key(1), 1000)
+    import jax, energymatch
+    model = energymatch.fit(jax.random.key(0), table)                 # [N, D] rows; nothing to set
+    print(model.report())
+    model.log_prob(table), model.score(table), model.sample(jax.random.key(1), 1000)
+    model.impute(jax.random.key(2), table[:1], observed, 100)         # observed: [D] of True and False
 
     init, step = matching.make_warm_up(net.apply, optimizer)          # phase 1: transport
     state, info = jax.jit(training.scan_steps(step, draw_batch, 500))(key, init(params))
@@ -12,7 +15,7 @@ exp(-V/epsilon) is the data's density.
     V = functools.partial(net.apply, state.train.ema_params)
     x = langevin.sample(key, V, x_0, num_steps=300, step_size=0.01, temperature=temperature)
 
-Where to start: `fit` makes an `EnergyModel` of a table; README, "An energy from data", trains one by hand.
+Where to start: `fit` makes an `EnergyModel` of a table; docs/by_hand.md trains one by hand.
 
     before training     preprocessing (columns, noise), couplings (pairs, plans, costs)
     training            matching, losses, negatives, schedules, networks
@@ -22,11 +25,13 @@ Where to start: `fit` makes an `EnergyModel` of a table; README, "An energy from
     dimension           curvature
     images              images, convert (published weights)
 
-`energymatch.networks` (Flax), `energymatch.convert` (orbax) and the front door are imported when first used.
+`matching` (optax), `networks` (Flax), `convert` (orbax) and the front door are imported when first used.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
+from egm import version
 from energymatch import (
     couplings,
     curvature,
@@ -34,7 +39,6 @@ from energymatch import (
     langevin,
     likelihood,
     losses,
-    matching,
     negatives,
     posterior,
     potential,
@@ -47,11 +51,21 @@ from energymatch.losses import contrastive_divergence_loss, energy_matching_loss
 from energymatch.posterior import operators
 from energymatch.schedules import flow_weight, temperature
 
+if TYPE_CHECKING:
+    from energymatch import matching
+    from energymatch.fitting import fit
+    from energymatch.model import EnergyModel
+
+__version__ = version.__version__
+
 __all__ = [
+    "EnergyModel",
+    "__version__",
     "contrastive_divergence_loss",
     "couplings",
     "curvature",
     "energy_matching_loss",
+    "fit",
     "flow_matching_loss",
     "flow_weight",
     "images",
@@ -75,6 +89,7 @@ _ON_FIRST_USE = {
     "costs": "couplings.costs",
     "fitting": "fitting",
     "interactions": "posterior.interactions",
+    "matching": "matching",
     "model": "model",
     "networks": "networks",
     "priors": "likelihood.priors",

@@ -15,7 +15,7 @@ import tomllib
 import pytest
 
 LAYERS = [
-    ["egm.typing"],
+    ["egm.typing", "egm.version"],
     ["egm.checks", "egm.collectives"],
     ["egm.random", "egm.summation"],
     ["egm.importance", "egm.divergences", "egm.smoothness"],
