@@ -29,7 +29,7 @@ one by hand, `iteration.make_iteration` trains any path, process and network.
     your own parts      typing has the Protocols; smoothness tells whether grad E may be used,
                         symmetry whether E is even
 
-What needs Flax (`networks`), orbax (`checkpoint`) or optax (`training`, `iteration`, `scales`) and the front door
+`networks` (Flax), `checkpoint` (orbax), `training`, `iteration`, `scales` (optax) and the front door
 are imported when they are first used.
 """
 
