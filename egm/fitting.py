@@ -20,7 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from egm import algorithms, buffer, checks, energies, evidence, iteration, metrics, pilot, random
+from egm import (
+    algorithms,
+    buffer,
+    checks,
+    energies,
+    evidence,
+    importance,
+    iteration,
+    metrics,
+    pilot,
+    random,
+)
 from egm.annealing import Item
 from egm.batching import batched_energy
 from egm.sampler import Design, Sampler, parts_of
@@ -35,7 +46,11 @@ _PATIENCE = 15
 _FALL = 10
 """Iterations over which it falls, at least."""
 _OWN_ESS = 0.3
-"""From this ESS on the sampler learns from its own weighted states, below from the chains'."""
+"""From this ESS on the sampler learns from its own weighted states alone, below from the chains' too."""
+_NUM_LAST = 14_336
+"""States that the figures at the end take: 2,048 to choose the steps, 8,192 forward, up to 4,096 backward."""
+_MOST_LAST = 0.2
+"""Share of the time that is kept for them, at most."""
 _MOST_BY_CHAINS = 60
 """Iterations after which chains that led nowhere (ESS below .02) are given up for annealing."""
 _ROUNDS = 4
@@ -280,9 +295,7 @@ class _Training:
         """
         k_draw, k_move = jax.random.split(key)
         shares = jnp.asarray(self._found.log_shares, float)
-        place = (jnp.arange(self._num) + jax.random.uniform(k_draw)) / self._num
-        total = jnp.cumsum(jnp.exp(shares - jnp.max(shares)))
-        chosen = jnp.clip(jnp.searchsorted(total, place * total[-1], side="right"), 0, len(shares) - 1)
+        chosen = importance.systematic(k_draw, shares, self._num)
         drawn = jax.tree.map(lambda a: a[chosen], held)
         x, energy = evidence.moved(
             k_move,
@@ -312,7 +325,7 @@ class _Training:
     def run(self, key, state, budget, callback, say):
         """(state, history, why it stopped before it was done)."""
         history: dict[str, list[float]] = {}
-        rule, stopped = _Rule(budget, self._falls), ""
+        rule, stopped = _Rule(budget, self._falls, self._num), ""
         held = jax.tree.map(jnp.asarray, self._found.states)
         say.phase("compiling the training step")
         try:
@@ -343,11 +356,11 @@ class _Training:
 class _Rule:
     """When to go on, at which learning rate, and when to end."""
 
-    def __init__(self, budget: _Budget, falls: bool):
-        self._budget, self._falls = budget, falls
+    def __init__(self, budget: _Budget, falls: bool, num_simulated: int):
+        self._budget, self._falls, self._num = budget, falls, num_simulated
         self.count, self.rate, self.stopped = 0, _LEARNING_RATE, ""
         self._ess: list[float] = []
-        self._own = False
+        self._hopeless = False
         self._falling_since: int | None = None
         self._fall_length = _FALL
         self._ends = time.time()
@@ -364,7 +377,7 @@ class _Rule:
 
     def goes_on(self) -> bool:
         """Whether there is another iteration; sets its learning rate."""
-        most, left = self._budget.iterations, self._budget.left
+        most, left = self._budget.iterations, self._left
         if most is not None and self.count >= most:
             return False
         if self.count and left < 2 * self._seconds_each:
@@ -387,12 +400,17 @@ class _Rule:
     def needs_chains(self) -> bool:
         """Whether the chains' states are worth more than the sampler's own, whose weights are few or none.
 
-        Not for ever: where the chains have failed the sampler climbs by itself, by annealing.
+        An ESS that falls again asks for them again: a few heavy weights would be learned by heart. Not for
+        ever: where the chains have failed the sampler climbs by itself, by annealing.
         """
-        best = max(self._ess)
-        hopeless = self.count >= _MOST_BY_CHAINS and best < 0.02
-        self._own = self._own or hopeless or self._ess[-1] >= _OWN_ESS
-        return not self._own
+        self._hopeless = self._hopeless or (self.count >= _MOST_BY_CHAINS and max(self._ess) < 0.02)
+        return not self._hopeless and self._ess[-1] < _OWN_ESS
+
+    @property
+    def _left(self) -> float:
+        """Seconds left for training; about half of an iteration is the simulation of its states."""
+        last = 0.5 * self._seconds_each * _NUM_LAST / self._num
+        return self._budget.left - min(last, _MOST_LAST * self._budget.seconds)
 
     def _done_climbing(self, left: float, most: int | None) -> bool:
         recent = self._smoothed()
@@ -401,7 +419,8 @@ class _Rule:
         if recent[-1] >= self._budget.ess_target:
             return True
         best = int(np.argmax(recent))
-        patience = _PATIENCE if self._own else _MOST_BY_CHAINS // 2
+        own = self._hopeless or max(self._ess) >= _OWN_ESS
+        patience = _PATIENCE if own else _MOST_BY_CHAINS // 2
         stalled = recent[-1] > 0 and len(recent) - 1 - best >= max(patience, self.count // 2)
         short = left < self._seconds_each * max(_FALL, self.count // 3) * 1.2
         few = most is not None and most - self.count <= max(_FALL, self.count // 3)

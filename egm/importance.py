@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives
-from egm.typing import SNIS, Array
+from egm.typing import SNIS, Array, Key
 
 __all__ = [
     "MAX_TAIL_INDEX",
@@ -33,6 +33,7 @@ __all__ = [
     "running_finish",
     "running_merge",
     "snis",
+    "systematic",
 ]
 
 
@@ -103,6 +104,31 @@ def clipped_probabilities(log_weights: Array, clip: float | None) -> tuple[Array
     total = jnp.sum(kept)
     clipped_mass = jnp.where(num_positive > 0, jnp.maximum(1.0 - total, 0.0), 0.0)
     return kept / jnp.where(total > 0, total, 1.0), clipped_mass
+
+
+def systematic(key: Key, log_weights: Array, num: int) -> Array:
+    """Indices drawn by weight, evenly: each number of copies is N w rounded down or up, N w in expectation.
+
+    Args:
+      key: a typed key.
+      log_weights: [K] log-weights by the rules of `snis`.
+      num: N, how many are drawn.
+
+    Returns:
+      [N] int32 indices in increasing order; 0, 1, 2 ... (again from 0 after the last) where no weight is
+      positive.
+
+    Raises:
+      TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Source: Kitagawa, "Monte Carlo filter and smoother" (1996), systematic resampling.
+    """
+    weights = snis(checks.vector(log_weights, "log_weights")).weights
+    size, num = weights.shape[0], checks.positive_int(num, "num")
+    place = (jnp.arange(num) + jax.random.uniform(checks.one_key(key))) / num
+    total = jnp.cumsum(weights)
+    index = jnp.clip(jnp.searchsorted(total, place * total[-1], side="right"), 0, size - 1)
+    return jnp.where(total[-1] > 0, index, jnp.arange(num) % size)
 
 
 MAX_TAIL_INDEX = 0.7

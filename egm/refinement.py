@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from egm import checks, evidence, random
+from egm import checks, evidence, importance, random
 from egm.sampler import Sampler
 from egm.simulate import path_log_weights, simulate_reverse
 from egm.typing import Array, Key, Moments, PyTree
@@ -74,7 +74,8 @@ def refine(
     ]
     states, weights = jax.tree.map(lambda *a: jnp.concatenate(a), *found)
     weights = jnp.where(jnp.isnan(weights), -jnp.inf, weights)
-    chosen = _resampled(k_draw, weights, size)
+    chosen = importance.systematic(k_draw, weights, size)
+    chosen = jax.random.permutation(random.derive(k_draw, "order"), chosen)
     x, log_w = jax.tree.map(lambda a: a[chosen], (states, weights))
     one = _round_of(sampler, num_moves)
     origin, rates = chosen, []
@@ -87,14 +88,6 @@ def refine(
     user, _ = sampler.design.layout.to_user(sampler.coordinates.apply(x))
     distinct = jnp.unique(origin[:num]).size / num
     return Refined(jax.tree.map(lambda a: a[:num], user), jnp.stack(rates), jnp.asarray(distinct, float))
-
-
-def _resampled(key: Key, log_weights: Array, num: int) -> Array:
-    """[num] indices by weight, evenly, in random order."""
-    total = jnp.cumsum(jnp.exp(log_weights - jnp.max(log_weights)))
-    place = (jnp.arange(num) + jax.random.uniform(key)) / num * total[-1]
-    chosen = jnp.clip(jnp.searchsorted(total, place, side="right"), 0, log_weights.shape[0] - 1)
-    return jax.random.permutation(random.derive(key, "order"), chosen)
 
 
 def _round_of(sampler: Sampler, num_moves: int) -> Any:

@@ -85,8 +85,7 @@ class Samples(NamedTuple):
         """`num` (by default N) states of equal weight, drawn by weight, evenly (systematic resampling)."""
         n = self.log_weights.shape[0]
         num = n if num is None else checks.positive_int(num, "num")
-        place = (jnp.arange(num) + jax.random.uniform(checks.one_key(key))) / num
-        chosen = jnp.clip(jnp.searchsorted(jnp.cumsum(self.weights), place, side="right"), 0, n - 1)
+        chosen = importance.systematic(key, self.log_weights, num)
         chosen = jax.random.permutation(random.derive(key, "order"), chosen)
         return jax.tree.map(lambda a: a[chosen], self.x)
 

@@ -366,10 +366,7 @@ class EnergyModel:
 
     def _picked(self, k_pick, k_move, z, log_weights, num):
         """[num, D] states picked by weight, set apart by Metropolis-adjusted moves that keep the model."""
-        weights = importance.snis(log_weights).weights
-        place = (jnp.arange(num) + jax.random.uniform(k_pick)) / num
-        total = jnp.cumsum(weights)
-        z = z[jnp.clip(jnp.searchsorted(total, place * total[-1], side="right"), 0, len(total) - 1)]
+        z = z[importance.systematic(k_pick, log_weights, num)]
         z = z[jax.random.permutation(random.derive(k_pick, "order"), num)]
         moved = langevin.sample(
             k_move, self.potential, z, num_steps=20, step_size=0.01, temperature=1.0, method="mala"

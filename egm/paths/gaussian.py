@@ -247,7 +247,7 @@ class GaussianPath(abc.ABC):
         batch = self.batch_shape(x, name)
         x = checks.wide(x)
         t_checked, r_checked = checks.time(t, "t", batch), checks.time(r, "r", batch)
-        _ordered(t, r)
+        checks.time_order(t, r)
         kernel = self._kernel(x, t_checked, r_checked)
         eps = self.standard_normal(key, x.shape, x.dtype)
         return kernel.scale[..., None] * x + jnp.sqrt(kernel.variance)[..., None] * eps
@@ -430,13 +430,6 @@ def _wide(t, r, x):
 def _lead(x, ndim):
     """`x` with axes of size 1 in front, up to `ndim`: ranks are never promoted silently."""
     return x.reshape((1,) * (ndim - x.ndim) + x.shape)
-
-
-def _ordered(t, r):
-    """Raises where concrete times have t > r (equal ones are no noise at all)."""
-    t, r = checks.concrete(t), checks.concrete(r)
-    if t is not None and r is not None and np.any(t > r):
-        raise ValueError(f"t must not be above r, got t = {t} and r = {r}")
 
 
 def set_positive(path, *names):

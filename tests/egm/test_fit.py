@@ -240,3 +240,23 @@ def test_moved_states_stay_distributed_as_the_target():
         assert abs(jnp.mean(y**2) - second) < 4 * 4 / math.sqrt(n / 4)
     with pytest.raises(ValueError, match="even number"):
         evidence.moved(k_move, energy, path, x[:5], start)
+
+
+def test_every_space_is_one_that_a_saved_sampler_knows():
+    """Each kind of egm.spaces comes back from the plain data of a saved sampler."""
+    import egm.sampler
+
+    kinds = (
+        Real(2),
+        Real((2, 2), periodic=True),
+        Positive(3),
+        Interval(-1.0, 2.0, (2,)),
+        egm.spaces.Circle((3, 3), periodic=True),
+        Tokens((2, 2), 3),
+        egm.spaces.Particles(3, 2),
+    )
+    named = {name for name in egm.spaces.__all__ if name[0].isupper()} - {"Layout", "Continuous"}
+    assert {type(kind).__name__ for kind in kinds} == named
+    for kind in kinds:
+        plain = json.loads(json.dumps(egm.sampler._plain_space(kind)))
+        assert egm.sampler._KINDS[plain.pop("kind")](**egm.sampler._tuples(plain)) == kind

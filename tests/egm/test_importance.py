@@ -141,3 +141,19 @@ def test_clipped_probabilities_of_nothing(value):
     probabilities, cut = importance.clipped_probabilities(jnp.full(4, value), 2.0)
     np.testing.assert_array_equal(probabilities, np.zeros(4))
     assert cut == 0
+
+
+def test_systematic_counts_are_even_and_unbiased():
+    log_w = jnp.log(jnp.array([0.05, 0.4, 0.0, 0.31, 0.24])).at[2].set(jnp.nan)
+    exact = 7 * np.array([0.05, 0.4, 0.0, 0.31, 0.24])
+    draw = jax.vmap(lambda k: importance.systematic(k, log_w, 7))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(5), 4000)))
+    counts = np.stack([np.sum(drawn == i, axis=1) for i in range(5)], axis=1)
+    assert np.all((counts >= np.floor(exact)) & (counts <= np.ceil(exact)))
+    # A count is one of two neighbours: its standard deviation is at most 1/2.
+    np.testing.assert_allclose(counts.mean(axis=0), exact, atol=4 * 0.5 / np.sqrt(4000))
+
+
+def test_systematic_without_a_positive_weight_takes_all_in_turn():
+    log_w = jnp.array([-jnp.inf, jnp.nan, jnp.inf])
+    np.testing.assert_array_equal(importance.systematic(jax.random.key(0), log_w, 4), [0, 1, 2, 0])

@@ -302,6 +302,8 @@ ENTRIES += [
     entry("egm.importance.log_mean_exp", importance.log_mean_exp, log_weights=array(LOG_W, min_ndim=1),
           axis=anything(0, 1, -2, None, 0.0, 7)),
     entry("egm.importance.nonfinite", importance.nonfinite, log_weights=array(LOG_W)),
+    entry("egm.importance.systematic", importance.systematic, key=key(),
+          log_weights=array(LOG_W, min_ndim=1, max_ndim=1), num=whole(3)),
     entry("egm.importance.clipped_probabilities", importance.clipped_probabilities,
           log_weights=array(LOG_W, min_ndim=1, max_ndim=1), clip=number(2.0, 0, optional=True)),
     entry("egm.divergences.squared_error", divergences.squared_error, target=matched(X),
