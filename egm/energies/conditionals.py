@@ -117,7 +117,7 @@ class WithColouring:
             )
         if isinstance(self.colours, str) or not np.iterable(self.colours):
             raise TypeError(f"colours must be a sequence of integers, got {self.colours!r:.80}")
-        colours = tuple(checks.positive_int(c, "every colour", 0) for c in self.colours)
+        colours = tuple(checks.positive_int(c, f"colours[{i}]", 0) for i, c in enumerate(self.colours))
         if not colours:
             raise ValueError("colours must name a colour for each site, got none")
         object.__setattr__(self, "colours", colours)
