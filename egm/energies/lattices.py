@@ -115,7 +115,7 @@ def check_colouring(
         message.
     """
     checks.one_key(key)
-    colours = tuple(checks.positive_int(c, "every colour", 0) for c in colours)
+    colours = tuple(checks.positive_int(c, "every one of colours", 0) for c in colours)
     conditionals = getattr(energy, "single_site_conditionals", None)
     if conditionals is None:
         raise TypeError(f"energy must offer single_site_conditionals (WithConditionals), got {energy!r:.80}")

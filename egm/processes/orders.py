@@ -55,8 +55,8 @@ class Stage:
     sizes: tuple[int, ...]
 
     def __post_init__(self):
-        sites = tuple(checks.positive_int(i, "every site", 0) for i in _several(self.sites, "sites"))
-        sizes = tuple(checks.positive_int(n, "every size") for n in _several(self.sizes, "sizes"))
+        sites = tuple(checks.positive_int(i, "every one of sites", 0) for i in _several(self.sites, "sites"))
+        sizes = tuple(checks.positive_int(n, "every one of sizes") for n in _several(self.sizes, "sizes"))
         if len(set(sites)) != len(sites):
             raise ValueError(f"sites must name each site once, got {sites!r:.80}")
         if sum(sizes) != len(sites):
@@ -86,7 +86,7 @@ class StagedOrder:
     def __post_init__(self):
         stages = _several(self.stages, "stages")
         for stage in stages:
-            checks.instance(stage, Stage, "every stage")
+            checks.instance(stage, Stage, "every one of stages")
         sites = sorted(i for stage in stages for i in stage.sites)
         if sites != list(range(len(sites))):
             raise ValueError(f"stages must hold the sites 0..L-1, each once, got {sites!r:.80}")
