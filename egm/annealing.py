@@ -64,7 +64,7 @@ class AnnealedEnergy(NamedTuple):
         if name == "relaxed":
             relaxed = getattr(self.energy, name)
             return lambda x: self._mix(relaxed, x)
-        if name == "conditional_evaluations":
+        if name in ("conditional_evaluations", "revealed_evaluations"):
             return getattr(self.energy, name)
         if name == "differentiable":
             return getattr(self.energy, name) if self.smooth is None else self.smooth

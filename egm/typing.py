@@ -225,6 +225,7 @@ ENERGY_OFFERS = (
     "single_site_conditionals",
     "conditional_evaluations",
     "revealed_conditionals",
+    "revealed_evaluations",
     "relaxed",
     "differentiable",
 )

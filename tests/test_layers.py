@@ -36,7 +36,7 @@ LAYERS = [
     ["egm.checkpoint"],
     ["egm.spaces"],
     ["egm.pilot", "egm.batching"],
-    ["egm.sampler"],
+    ["egm._questions", "egm.sampler"],
     ["egm.fitting", "egm.refinement"],
     ["egm"],
     ["energymatch.schedules", "energymatch.couplings", "energymatch.images", "energymatch.preprocessing"],

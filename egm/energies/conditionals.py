@@ -141,6 +141,10 @@ class WithColouring:
             return getattr(self.energy, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def revealed_evaluations(self, num_sites: int) -> int:
+        """Energy evaluations of one call of `revealed_conditionals` for a state of L sites."""
+        return getattr(self.energy, "conditional_evaluations", lambda num_sites: 0)(num_sites)
+
     def revealed_conditionals(self, x: Array, scale: Any = 1.0) -> tuple[Array, Array]:
         """Logits of all sites with token 0 where the mask stands, exact where all other colours are seen.
 

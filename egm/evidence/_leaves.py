@@ -89,6 +89,7 @@ class Flat(NamedTuple):
 
 
 def is_shape(value) -> bool:
+    """Whether it is a shape rather than a tree of shapes."""
     return isinstance(value, tuple | list) and all(isinstance(n, int | np.integer) for n in value)
 
 

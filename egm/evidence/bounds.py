@@ -102,39 +102,14 @@ def two_sided(
     valid = ~jnp.isnan(reverse) & (reverse > -jnp.inf)
     missed = valid & (reverse > limit)
     if reference_log_z is None:
-        count = jnp.maximum(total(jnp.sum(valid)), 1)
-        share = total(jnp.sum(missed)) / count
-        # Of a few missed states of many the spread is that of their number; one more may have been.
-        spread = jnp.sqrt(jnp.maximum(share * (1 - share), share / count) / count)
-        rest = 1 - share
-        log_lost = log_seen + jnp.log(share) - jnp.log(rest)
-        lost_error = spread / jnp.where(rest > 0, rest**2, 1.0)
-        log_unit = log_seen
+        lost = _lost_by_draws(missed, valid, log_seen, axis_name)
     else:
-        log_z = checks.float_array(reference_log_z, "reference_log_z")
-        if log_z.ndim != 2 or log_z.size == 0:
-            raise ValueError(f"reference_log_z must have shape [W, G], got {log_z.shape}")
-        if reverse.shape[0] % log_z.size:
-            raise ValueError(
-                f"reverse_log_weights must hold as many states for each of the {log_z.size} "
-                f"populations of reference_log_z, got {reverse.shape[0]}"
-            )
-        log_lost, lost_error, log_unit = _lost_by_populations(missed, valid, log_z, log_seen, axis_name)
-
-    upper = jnp.logaddexp(log_seen, log_lost)
-    # Errors of the lost mass are in units of exp(log_unit).
-    lost_error = jnp.where(lost_error > 0, lost_error * jnp.exp(log_unit - upper), 0.0)
-    seen_error = summary.log_z_error * jnp.exp(log_seen - upper)
-    seen_error = jnp.where(jnp.isfinite(summary.log_z_error), seen_error, jnp.inf)
-    upper_error = jnp.sqrt(seen_error**2 + lost_error**2)
-    gap = jnp.abs(upper - summary.log_z)
-    found = total(jnp.sum(missed))
-    error = jnp.maximum(summary.log_z_error, jnp.where(found > 0, gap + 2 * lost_error, gap / 2))
-    error = jnp.where(jnp.isfinite(error) & jnp.isfinite(upper), error, jnp.inf)
+        log_z = _population_log_z(reference_log_z, reverse)
+        lost = _lost_by_populations(missed, valid, log_z, log_seen, axis_name)
+    found, num_valid = total(jnp.sum(missed)), total(jnp.sum(valid))
+    upper, upper_error, error = _both_errors(summary, log_seen, lost, found)
     missing = jnp.where(jnp.isfinite(upper), -jnp.expm1(jnp.minimum(summary.log_z - upper, 0.0)), 1.0)
     small = (missing <= tolerance) | (missing <= 2 * summary.log_z_error)
-    finite = jnp.where(valid, reverse, 0.0)
-    num_valid = total(jnp.sum(valid))
     return Evidence(
         lower=summary.log_z,
         upper=upper,
@@ -143,7 +118,7 @@ def two_sided(
         lower_error=summary.log_z_error,
         upper_error=upper_error,
         missing_mass=missing,
-        eubo=total(jnp.sum(finite)) / jnp.maximum(num_valid, 1),
+        eubo=total(jnp.sum(jnp.where(valid, reverse, 0.0))) / jnp.maximum(num_valid, 1),
         ess=summary.ess,
         num_missed=found,
         num_reference=num_valid,
@@ -249,6 +224,45 @@ def check(
     forward = path_log_weights(energy, process.path, trajectory)
     backward = from_states(k_back, energy, process, generator_fn, found.x, times, moments)
     return two_sided(forward, backward, found.log_z, tolerance=tolerance)
+
+
+def _population_log_z(value: Any, reverse: Array) -> Array:
+    """[W, G], checked against the states."""
+    log_z = checks.float_array(value, "reference_log_z")
+    if log_z.ndim != 2 or log_z.size == 0:
+        raise ValueError(f"reference_log_z must have shape [W, G], got {log_z.shape}")
+    if reverse.shape[0] % log_z.size:
+        raise ValueError(
+            f"reverse_log_weights must hold as many states for each of the {log_z.size} "
+            f"populations of reference_log_z, got {reverse.shape[0]}"
+        )
+    return log_z
+
+
+def _both_errors(summary, log_seen, lost, found):
+    """(upper bound, its standard error, the error of log Z) of the parts seen and lost."""
+    log_lost, lost_error, log_unit = lost
+    upper = jnp.logaddexp(log_seen, log_lost)
+    # Errors of the lost mass are in units of exp(log_unit).
+    lost_error = jnp.where(lost_error > 0, lost_error * jnp.exp(log_unit - upper), 0.0)
+    seen_error = summary.log_z_error * jnp.exp(log_seen - upper)
+    seen_error = jnp.where(jnp.isfinite(summary.log_z_error), seen_error, jnp.inf)
+    gap = jnp.abs(upper - summary.log_z)
+    error = jnp.maximum(summary.log_z_error, jnp.where(found > 0, gap + 2 * lost_error, gap / 2))
+    error = jnp.where(jnp.isfinite(error) & jnp.isfinite(upper), error, jnp.inf)
+    return upper, jnp.sqrt(seen_error**2 + lost_error**2), error
+
+
+def _lost_by_draws(missed, valid, log_seen, axis_name):
+    """As `_lost_by_populations`, of independent draws from the target."""
+    total = functools.partial(collectives.psum, axis_name=axis_name)
+    count = jnp.maximum(total(jnp.sum(valid)), 1)
+    share = total(jnp.sum(missed)) / count
+    # Of a few missed states of many the spread is that of their number; one more may have been.
+    spread = jnp.sqrt(jnp.maximum(share * (1 - share), share / count) / count)
+    rest = 1 - share
+    log_lost = log_seen + jnp.log(share) - jnp.log(rest)
+    return log_lost, spread / jnp.where(rest > 0, rest**2, 1.0), log_seen
 
 
 def _lost_by_populations(missed, valid, log_z, log_seen, axis_name):

@@ -121,11 +121,16 @@ class DenoiserHead:
         return {}
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> HeadCounts:
-        """What the energy's `conditional_evaluations` says, one where it says nothing."""
+        """What the energy's `conditional_evaluations` says, one for a target where it says nothing.
+
+        Closed conditionals that are made of evaluations (`revealed_evaluations`) count for the generator, and
+        once more for the loss.
+        """
+        closed = getattr(energy, "revealed_evaluations", lambda num_sites: 0)(event_shape[-1])
         if not hasattr(energy, "single_site_conditionals"):
-            return HeadCounts(0, 0)
+            return HeadCounts(closed, closed)
         count = getattr(energy, "conditional_evaluations", lambda num_sites: 1)
-        return HeadCounts(0, count(event_shape[-1]))
+        return HeadCounts(closed, count(event_shape[-1]) + closed)
 
     def _checked(self, x_t, output):
         if len(self.path.batch_shape(x_t, "x_t")) != 1:

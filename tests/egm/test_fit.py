@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 from scipy import integrate
 
 import egm
-from egm import evidence, pilot
+from egm import _questions, evidence, fitting, pilot
 from egm.spaces import Interval, Layout, Positive, Real, Tokens
 from egm.typing import Moments
 
@@ -173,10 +174,10 @@ def test_heavy_tails_are_no_reason_to_refuse():
     energy = layout.energy(lambda x: jnp.log1p(x**2))
     found = pilot.explore(jax.random.key(0), energy, layout, num_chains=64)
     moved = found.coordinates.energy(energy)
-    egm.fitting._check_proper(jax.random.key(0), moved, layout, 300.0, 3000.0, 1.0)
+    _questions.check_proper(jax.random.key(0), moved, layout, 300.0, 3000.0, 1.0)
     with pytest.raises(ValueError, match="must grow"):
         flatter = layout.energy(lambda x: 0.45 * jnp.log1p(x**2))
-        egm.fitting._check_proper(jax.random.key(0), flatter, layout, 300.0, 3000.0, 1.0)
+        _questions.check_proper(jax.random.key(0), flatter, layout, 300.0, 3000.0, 1.0)
 
 
 def test_the_pilot_makes_the_target_standard():
@@ -260,3 +261,33 @@ def test_every_space_is_one_that_a_saved_sampler_knows():
     for kind in kinds:
         plain = json.loads(json.dumps(egm.sampler._plain_space(kind)))
         assert egm.sampler._KINDS[plain.pop("kind")](**egm.sampler._tuples(plain)) == kind
+
+
+def rule(**told):
+    """A rule with an hour of time, told of iterations of these ESS."""
+    budget = fitting._Budget(time.time(), 3600.0, None, 0.95)
+    found = fitting._Rule(budget, True, 1024)
+    for ess in told["ess"]:
+        found.heard({"ess": ess, "level": 1.0})
+    return found
+
+
+def test_the_chains_are_asked_again_where_the_ess_falls_again():
+    assert rule(ess=[0.1]).needs_chains()
+    assert not rule(ess=[0.1, 0.6]).needs_chains()
+    assert rule(ess=[0.1, 0.6, 0.05]).needs_chains()
+    # Chains that have led nowhere are left.
+    assert rule(ess=[0.001] * 59).needs_chains()
+    assert not rule(ess=[0.001] * 60).needs_chains()
+
+
+def test_training_ends_in_time_for_the_last_figures():
+    """Of 100 seconds with iterations of 4 the last states (14 generations at half of 4 s) take at most 20."""
+    found = rule(ess=[0.4, 0.4])
+    for each, seconds, kept in ((1.0, 100.0, 7.0), (4.0, 100.0, 20.0)):
+        found._seconds_each = each
+        found._budget = fitting._Budget(time.time(), seconds, None, 0.95)
+        assert abs(found._left - (seconds - kept)) < 1.0
+    found._budget = fitting._Budget(time.time() - 75.0, 100.0, None, 0.95)
+    assert not found.goes_on()
+    assert found.stopped == "out of time"

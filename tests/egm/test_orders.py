@@ -15,6 +15,7 @@ import scipy.special
 from own_parts import only
 
 import egm
+from egm.annealing import AnnealedEnergy
 from egm.energies import lattices
 from egm.processes import orders
 from egm.typing import Order
@@ -453,3 +454,17 @@ def test_a_short_training_learns_the_4x4_lattice_along_the_checkerboard():
     assert ess[0] < 0.9
     assert ess[-1] > 0.97
     assert abs(float(metrics["log_z"]) - energy.log_partition()) < 4 * float(metrics["log_z_error"]) + 0.01
+
+
+def test_conditionals_that_are_made_of_evaluations_of_the_energy_are_counted():
+    energy = egm.energies.Ising(4, 0.4)
+    plain = egm.energies.WithConditionals(energy, 2)
+    coloured = egm.energies.WithColouring(plain, energy.colouring)
+    head, count = egm.heads.DenoiserHead(egm.paths.MaskedPath(2)), plain.conditional_evaluations(16)
+    assert count > 1
+    assert tuple(head.energy_evaluations(energy, (16,))) == (0, 1)
+    assert tuple(head.energy_evaluations(plain, (16,))) == (0, count)
+    assert tuple(head.energy_evaluations(coloured, (16,))) == (count, 2 * count)
+    # Through the annealing as well.
+    annealed = AnnealedEnergy(coloured, jnp.ones(()))
+    assert tuple(head.energy_evaluations(annealed, (16,))) == (count, 2 * count)
