@@ -9,6 +9,9 @@ Source: EGM (arXiv 2505.19646), the SNIS and bootstrapped estimators.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -66,88 +69,36 @@ def estimate(
 
     Source: EGM (arXiv 2505.19646); design of the split over K and devices: this library.
     """
-    checks.instance(path, Path, "path")
-    checks.function(log_density, "log_density")
-    if proposal is not None:
-        checks.instance(proposal, Proposal, "proposal")
-    batch = path.batch_shape(x_t, "x_t")
-    if len(batch) != 1:
-        raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
-    checks.not_empty(x_t, "x_t")
+    batch = _check_parts(path, log_density, proposal, x_t, chunk_size)
     num_samples = checks.positive_int(num_samples, "num_samples")
-    check_chunk_size(chunk_size)
     concrete_r = checks.concrete(r)
     naive = concrete_r is not None and bool((concrete_r == 1).all())
     t, r = checks.time_pair(t, r, batch)
     keys = random.derive(random.example_keys(key, batch[0]), "estimate")
     x_t = jax.tree.map(checks.wide, x_t)
-
     in_range = (t >= 0) & (t < r) & (r <= 1) & path.contains(x_t)
     safe_t = jnp.where(in_range, jnp.maximum(t, path.t_min), path.t_min)
     safe_r = jnp.where(in_range, r, 1.0)
 
-    shards = collectives.axis_size(axis_name)
-    blocks = -(-num_samples // BLOCK)
-    blocks_here = -(-blocks // shards)
-    blocks_a_chunk = blocks_here if chunk_size is None else min(chunk_size // BLOCK, blocks_here)
-    num_chunks = -(-blocks_here // blocks_a_chunk)
-    first_block = collectives.axis_index(axis_name) * blocks_here
-    # Only a whole estimate in one piece can leave its surplus samples out instead of masking them.
-    whole = shards == 1 and num_chunks == 1
-    size = num_samples if whole else blocks_a_chunk * BLOCK
-
-    def draw(block: Array) -> State:
-        """[BLOCK, B, ...] proposals of one block."""
-
-        def one(example_key, x, t_, r_):
-            here = jax.random.fold_in(example_key, block)
-            if proposal is None:
-                return path.propose(here, x, t_, 1.0 if naive else r_, BLOCK)
-            shared = random.derive(example_key, "proposal")
-            return proposal.propose(Draw(here, shared, BLOCK, num_samples), path, x, t_, r_)
-
-        return jax.vmap(one, out_axes=1)(keys, x_t, safe_t, safe_r)
+    split = _split(num_samples, chunk_size, axis_name)
+    draw = _drawing(keys, path, proposal, x_t, safe_t, safe_r, num_samples, naive)
 
     def chunk(index: Array) -> importance.Running:
-        start = first_block + index * blocks_a_chunk
-        drawn = jax.vmap(draw)(start + jnp.arange(blocks_a_chunk))
-        x_r = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:size], drawn)
+        start = split.first_block + index * split.blocks_a_chunk
+        drawn = jax.vmap(draw)(start + jnp.arange(split.blocks_a_chunk))
+        x_r = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[: split.size], drawn)
         flat = jax.tree.map(collectives.merge, x_r)
-        flat_r = collectives.merge(jnp.broadcast_to(safe_r, (size, *batch)))
+        flat_r = collectives.merge(jnp.broadcast_to(safe_r, (split.size, *batch)))
         log_w = checks.model_output(log_density(flat, flat_r), "log_density", flat_r.shape)
-        log_w = collectives.unmerge(log_w, size)
+        log_w = collectives.unmerge(log_w, split.size)
         if proposal is not None:
             log_w = log_w + proposal.log_weight(path, x_t, safe_t, x_r, safe_r)
         values = path.conditional_generator(x_t, safe_t, x_r, safe_r)
-        if whole:
-            return importance.running_chunk(log_w, values)
-        position = start * BLOCK + jnp.arange(size)
-        end = jnp.minimum((first_block + blocks_here) * BLOCK, num_samples)
-        return importance.running_chunk(log_w, values, counted=(position < end)[:, None])
+        return importance.running_chunk(log_w, values, counted=split.counted(start))
 
-    if num_chunks == 1:
-        record = chunk(jnp.zeros((), jnp.int32))
-    else:
-        # `chunk(0)` is only traced here, for the shapes and mapped axes of its result.
-        like = jax.eval_shape(chunk, jnp.zeros((), jnp.int32))
-        start = collectives.varying_like(importance.running_empty(like), like)
-        record, _ = jax.lax.scan(
-            lambda carry, i: (importance.running_merge(carry, chunk(i)), None),
-            start,
-            jnp.arange(num_chunks),
-        )
-    record = importance.running_collect(record, axis_name)
-    generator, log_mean, ess = importance.running_finish(record, num_samples)
+    record = importance.running_collect(_accumulated(chunk, split.num_chunks), axis_name)
     log_z = path.log_normalizer(x_t, safe_t, safe_r)
-    valid = in_range & jnp.isfinite(log_mean) & jnp.isfinite(log_z)
-    log_marginal = jnp.where(valid, log_mean + log_z, 0.0)
-    return Estimate(
-        generator=jax.tree.map(lambda g: _where(valid, g), generator),
-        log_marginal=log_marginal,
-        ess=_where(valid, ess),
-        valid=valid,
-        num_nonfinite=record.num_nonfinite,
-    )
+    return _finished(record, num_samples, in_range, log_z)
 
 
 def check_chunk_size(chunk_size: int | None) -> None:
@@ -156,6 +107,99 @@ def check_chunk_size(chunk_size: int | None) -> None:
         return
     if checks.positive_int(chunk_size, "chunk_size") % BLOCK:
         raise ValueError(f"chunk_size must be a multiple of {BLOCK}, got {chunk_size}")
+
+
+def _check_parts(
+    path: Path, log_density: ModelFn, proposal: Proposal | None, x_t: State, chunk_size: int | None
+) -> tuple[int, ...]:
+    """The batch shape (B,) of x_t."""
+    checks.instance(path, Path, "path")
+    checks.function(log_density, "log_density")
+    if proposal is not None:
+        checks.instance(proposal, Proposal, "proposal")
+    batch = path.batch_shape(x_t, "x_t")
+    if len(batch) != 1:
+        raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
+    checks.not_empty(x_t, "x_t")
+    check_chunk_size(chunk_size)
+    return batch
+
+
+class _Split(NamedTuple):
+    """How K samples are cut into blocks, chunks of blocks, and devices."""
+
+    size: int  # of a chunk, in samples
+    blocks_a_chunk: int
+    num_chunks: int
+    first_block: Array  # of this device
+    end: Array | None  # one past this device's last sample; None where there is no surplus to mask
+
+    def counted(self, start: Array) -> Array | None:
+        """[size, 1] which samples of the chunk that begins at block `start` are among the K."""
+        if self.end is None:
+            return None
+        return (start * BLOCK + jnp.arange(self.size) < self.end)[:, None]
+
+
+def _split(num_samples: int, chunk_size: int | None, axis_name: str | None) -> _Split:
+    shards = collectives.axis_size(axis_name)
+    blocks = -(-num_samples // BLOCK)
+    blocks_here = -(-blocks // shards)
+    blocks_a_chunk = blocks_here if chunk_size is None else min(chunk_size // BLOCK, blocks_here)
+    num_chunks = -(-blocks_here // blocks_a_chunk)
+    first_block = collectives.axis_index(axis_name) * blocks_here
+    # Only a whole estimate in one piece can leave its surplus samples out instead of masking them.
+    if shards == 1 and num_chunks == 1:
+        return _Split(num_samples, blocks_a_chunk, num_chunks, first_block, None)
+    end = jnp.minimum((first_block + blocks_here) * BLOCK, num_samples)
+    return _Split(blocks_a_chunk * BLOCK, blocks_a_chunk, num_chunks, first_block, end)
+
+
+def _drawing(
+    keys: Array,
+    path: Path,
+    proposal: Proposal | None,
+    x_t: State,
+    t: Array,
+    r: Array,
+    num_samples: int,
+    naive: bool,
+) -> Callable[[Array], State]:
+    """The proposals of one block, [BLOCK, B, ...] of its index."""
+
+    def draw(block: Array) -> State:
+        def one(example_key, x, t_, r_):
+            here = jax.random.fold_in(example_key, block)
+            if proposal is None:
+                return path.propose(here, x, t_, 1.0 if naive else r_, BLOCK)
+            shared = random.derive(example_key, "proposal")
+            return proposal.propose(Draw(here, shared, BLOCK, num_samples), path, x, t_, r_)
+
+        return jax.vmap(one, out_axes=1)(keys, x_t, t, r)
+
+    return draw
+
+
+def _accumulated(chunk: Callable[[Array], importance.Running], num_chunks: int) -> importance.Running:
+    if num_chunks == 1:
+        return chunk(jnp.zeros((), jnp.int32))
+    # `chunk(0)` is only traced here, for the shapes and mapped axes of its result.
+    like = jax.eval_shape(chunk, jnp.zeros((), jnp.int32))
+    start = collectives.varying_like(importance.running_empty(like), like)
+    merge = lambda carry, i: (importance.running_merge(carry, chunk(i)), None)
+    return jax.lax.scan(merge, start, jnp.arange(num_chunks))[0]
+
+
+def _finished(record: importance.Running, num_samples: int, in_range: Array, log_z: Array) -> Estimate:
+    generator, log_mean, ess = importance.running_finish(record, num_samples)
+    valid = in_range & jnp.isfinite(log_mean) & jnp.isfinite(log_z)
+    return Estimate(
+        generator=jax.tree.map(lambda g: _where(valid, g), generator),
+        log_marginal=jnp.where(valid, log_mean + log_z, 0.0),
+        ess=_where(valid, ess),
+        valid=valid,
+        num_nonfinite=record.num_nonfinite,
+    )
 
 
 def _where(valid: Array, x: Array) -> Array:

@@ -221,16 +221,76 @@ def _pareto_tail(
     `gaps` [M] are the log-weights of the tail less the log of the threshold, decreasing; `same` is the
     gap that is none; `log_peak` the largest log-weight less that of the mean of all n.
     """
-    m = gaps.shape[0]
-    if m == 0:
+    if gaps.shape[0] == 0:
         return jnp.asarray(jnp.inf, gaps.dtype), effective, jnp.asarray(jnp.inf, gaps.dtype)
     above = gaps > same
     count = jnp.sum(above)
     widest = jnp.maximum(gaps[0], same)
     # Excess over the threshold, the largest one 1: (e^g - 1) / (e^g_max - 1), which cannot overflow.
     y = jnp.where(above, jnp.exp(gaps - widest) * jnp.expm1(-gaps) / jnp.expm1(-widest), 0.0)
+    fit = _fit_pareto(y, above)
+    # The mean weight of all n is 1 here, the largest excess exp(log_peak) (1 - e^-g_max).
+    unit = jnp.exp(log_peak) * -jnp.expm1(-widest)
+    unseen = jnp.log1p(count / n * unit * jnp.maximum(fit.longer() - fit.mean, 0.0))
+    # The same weights with those of the tail at the quantiles of the upper limit's.
+    start = jnp.exp(log_peak - widest)
+    tails = (y, fit.longest_quantiles(gaps.shape[0]))
+    seen, expected = (jnp.where(above, start + unit * excess, 0.0) for excess in tails)
+    moment = lambda total, p: jnp.maximum(total - jnp.sum(seen**p), 0.0) + jnp.sum(expected**p)
+    limit = moment(float(n), 1) ** 2 / moment(float(n) ** 2 / jnp.maximum(effective, 1e-30), 2)
+    limit = jnp.minimum(effective, jnp.where(jnp.isfinite(limit), limit, 0.0))
+    # One value many times over is an atom at the end of the weights, with nothing beyond it.
+    lowest = jnp.min(jnp.where(above, gaps, widest))
+    atom = (count == 0) | ((count >= _MIN_FIT) & (gaps[0] - lowest <= same))
+    fitted = (count >= _MIN_FIT) & ~atom
+    index = jnp.where(fitted, fit.index, jnp.where(atom, 0.0, jnp.inf))
+    unseen = jnp.where(fitted & (index < 1), unseen, jnp.where(atom, 0.0, jnp.inf))
+    return index, jnp.where(fitted, limit, effective), unseen
+
+
+class _Pareto(NamedTuple):
+    """A generalised Pareto distribution fitted to `count` excesses of mean `mean`."""
+
+    index: Array  # k, regularised
+    sigma: Array
+    mean: Array
+    count: Array
+
+    @property
+    def _k(self) -> Array:
+        return jnp.clip(self.index, 0.0, 1.0)
+
+    @property
+    def _error(self) -> Array:
+        return (1 + self._k) / jnp.sqrt(jnp.maximum(self.count, 1))
+
+    def _sigma_at(self, shift: Array) -> Array:
+        """At a fixed mean excess sigma falls as k grows (Smith's covariance of the two)."""
+        return self.sigma * jnp.exp(-shift / (1 + self._k))
+
+    def longer(self) -> Array:
+        """The mean excess at three sigma of k below 1, as the mean exists: E[w] = Z."""
+        norm, k = jax.scipy.stats.norm, self._k
+        shift = norm.ppf(norm.cdf(3.0) * norm.cdf((1 - k) / self._error)) * self._error
+        return self._sigma_at(shift) / jnp.maximum(1 - k - shift, 1e-6)
+
+    def longest_quantiles(self, m: int) -> Array:
+        """[m] excesses, decreasing, at the upper limit (90%) of k."""
+        upper = jnp.maximum(self._k + 1.2816 * self._error, 1e-3)
+        survival = (jnp.arange(m) + 0.5) / jnp.maximum(self.count, 1)
+        grown = jnp.expm1(-upper * jnp.log(jnp.minimum(survival, 1.0))) / upper
+        return self._sigma_at(upper - self._k) * grown
+
+
+def _fit_pareto(y: Array, above: Array) -> _Pareto:
+    """Fit to the excesses y [M] that are `above`, decreasing, by Zhang and Stephens' posterior mean.
+
+    Theta = -k / sigma on their grid, with their prior's scale 3 and first quartile; k is drawn to the
+    prior's index by Vehtari et al.'s rule.
+    """
+    m = y.shape[0]
+    count = jnp.sum(above)
     weight = above / jnp.maximum(count, 1)
-    # Theta = -k / sigma on the grid of Zhang and Stephens, with their prior's scale 3 and first quartile.
     num_grid = 30 + int(math.sqrt(m))
     place = jnp.maximum((count / 4 + 0.5).astype(int), 1)
     quartile = jnp.maximum(y[jnp.clip(count - place, 0, m - 1)], 1e-30)
@@ -243,36 +303,10 @@ def _pareto_tail(
     theta = jnp.sum(jax.nn.softmax(jnp.where(fits, profile, -jnp.inf)) * grid)
     raw = log_scale(theta[None])[0]
     index = (count * raw + _PRIOR_COUNT * _PRIOR_INDEX) / (count + _PRIOR_COUNT)
-    # At a fixed mean excess sigma falls as k grows (Smith's covariance of the two).
     sigma = -raw / jnp.where(theta == 0, 1.0, theta)
     mean = jnp.sum(weight * y)
-    k = jnp.clip(index, 0.0, 1.0)
     sigma = jnp.where(index > 0, sigma * jnp.exp(-(index - raw) / (1 + jnp.maximum(raw, 0.0))), mean)
-    error = (1 + k) / jnp.sqrt(jnp.maximum(count, 1))
-    sigma_at = lambda shift: sigma * jnp.exp(-shift / (1 + k))
-    # Three sigma of k below 1, as the mean exists: E[w] = Z.
-    norm = jax.scipy.stats.norm
-    shift = norm.ppf(norm.cdf(3.0) * norm.cdf((1 - k) / error)) * error
-    longer = sigma_at(shift) / jnp.maximum(1 - k - shift, 1e-6)
-    # The mean weight of all n is 1 here, the largest excess exp(log_peak) (1 - e^-g_max).
-    unit = jnp.exp(log_peak) * -jnp.expm1(-widest)
-    unseen = jnp.log1p(count / n * unit * jnp.maximum(longer - mean, 0.0))
-    # The same weights with those of the tail at the quantiles of the upper limit's.
-    upper = jnp.maximum(k + 1.2816 * error, 1e-3)
-    survival = (jnp.arange(m) + 0.5) / jnp.maximum(count, 1)
-    quantile = sigma_at(upper - k) * jnp.expm1(-upper * jnp.log(jnp.minimum(survival, 1.0))) / upper
-    start = jnp.exp(log_peak - widest)
-    seen, expected = (jnp.where(above, start + unit * excess, 0.0) for excess in (y, quantile))
-    moment = lambda total, p: jnp.maximum(total - jnp.sum(seen**p), 0.0) + jnp.sum(expected**p)
-    limit = moment(float(n), 1) ** 2 / moment(float(n) ** 2 / jnp.maximum(effective, 1e-30), 2)
-    limit = jnp.minimum(effective, jnp.where(jnp.isfinite(limit), limit, 0.0))
-    # One value many times over is an atom at the end of the weights, with nothing beyond it.
-    lowest = jnp.min(jnp.where(above, gaps, widest))
-    atom = (count == 0) | ((count >= _MIN_FIT) & (gaps[0] - lowest <= same))
-    fitted = (count >= _MIN_FIT) & ~atom
-    index = jnp.where(fitted, index, jnp.where(atom, 0.0, jnp.inf))
-    unseen = jnp.where(fitted & (index < 1), unseen, jnp.where(atom, 0.0, jnp.inf))
-    return index, jnp.where(fitted, limit, effective), unseen
+    return _Pareto(index, sigma, mean, count)
 
 
 class Running(NamedTuple):

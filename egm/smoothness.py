@@ -9,6 +9,7 @@ harmless, and so is an E that grows to infinity: there the density vanishes by i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -61,59 +62,70 @@ def probe_segments(energy: Energy, start: Array, stop: Array) -> Probe:
         raise ValueError(f"start must have shape [N, D], got {start.shape}")
     if start.shape != stop.shape:
         raise ValueError(f"stop must have the shape of start, {start.shape}, got {stop.shape}")
-    move = stop - start
-    eps = float(jnp.finfo(start.dtype).eps)
+    at = _along(energy, start, stop - start)
+    # The coarse nodes, and pairs around the start, in one loop: E is compiled twice in all.
+    fractions = np.concatenate([np.linspace(0.0, 1.0, _PIECES + 1), _OFFSETS, -np.array(_OFFSETS)])
+    nodes = jnp.broadcast_to(jnp.asarray(fractions, start.dtype)[:, None], (fractions.size, start.shape[0]))
+    values, slopes = jax.lax.map(at, nodes)
+    first, coarse = values[0], slice(_PIECES + 1)
+    defect, ends = _worst(first, nodes[coarse], values[coarse], slopes[coarse])
+
+    def closer(carry, _):
+        _, (left, right) = carry
+        inner = jnp.linspace(0.0, 1.0, _FINER + 1, dtype=start.dtype)[:, None]
+        s = left[None] + inner * (right - left)[None]
+        return _worst(first, s, *jax.lax.map(at, s)), None
+
+    (jump, _), _ = jax.lax.scan(closer, (defect, ends), None, length=_ROUNDS)
+    around = slice(_PIECES + 1, None)
+    mismatch = _contradicted(nodes[around], values[around], slopes[0])
+    return Probe(jnp.where(jnp.isfinite(first), jump, 0.0), mismatch)
+
+
+def _along(energy: Energy, start: Array, move: Array) -> Callable[[Array], tuple[Array, Array]]:
+    """(E [N] and its slope along the segment [N]) at fractions s [N] of the way."""
 
     def total(x):
         value = checks.model_output(energy(x), "energy", x.shape[:1])
         return jnp.sum(value), value
 
     def at(s):
-        """(E [N] and its slope along the segment [N]) at fractions s [N] of the way."""
         gradient, value = jax.grad(total, has_aux=True)(start + s[:, None] * move)
+        slope = jnp.sum(jnp.where(jnp.isfinite(gradient), gradient, 0.0) * move, axis=-1)
         # No density where E is no number either.
-        return jnp.where(jnp.isnan(value) | (value == -jnp.inf), jnp.inf, value), jnp.sum(
-            jnp.where(jnp.isfinite(gradient), gradient, 0.0) * move, axis=-1
-        )
+        return jnp.where(jnp.isnan(value) | (value == -jnp.inf), jnp.inf, value), slope
 
-    # The coarse nodes, and pairs around the start, in one loop: E is compiled twice in all.
-    fractions = np.concatenate([np.linspace(0.0, 1.0, _PIECES + 1), _OFFSETS, -np.array(_OFFSETS)])
-    nodes = jnp.broadcast_to(jnp.asarray(fractions, start.dtype)[:, None], (fractions.size, start.shape[0]))
-    values, slopes = jax.lax.map(at, nodes)
-    first, slope = values[0], slopes[0]
+    return at
 
-    def worst(s, value, slopes):
-        """(defect [N] of the worst piece, its ends) of nodes s, values and slopes [M + 1, N]."""
-        low, high = jnp.minimum(value[:-1], value[1:]), jnp.maximum(value[:-1], value[1:])
-        rise = value[1:] - value[:-1] - 0.5 * (s[1:] - s[:-1]) * (slopes[1:] + slopes[:-1])
-        rounding = 16 * eps * jnp.where(jnp.isfinite(high), jnp.abs(high) + jnp.abs(low), jnp.abs(low))
-        gap = jnp.where(jnp.isfinite(high), jnp.abs(rise), jnp.inf)
-        gap = jnp.where(jnp.isfinite(low), jnp.maximum(gap - rounding, 0.0), 0.0)
-        level = jnp.exp(jnp.minimum(first[None] - low, 0.0))
-        level = jnp.where(jnp.isfinite(low), level, 0.0)
-        # The size of a gap decides where to look, so that a wall is found among steep pieces.
-        place = jnp.argmax(jnp.where(level > 0, level * gap, 0.0), axis=0)[None]
-        take = lambda a: jnp.take_along_axis(a, place, axis=0)[0]
-        return take(level * -jnp.expm1(-gap)), [take(a) for a in (s[:-1], s[1:])]
 
-    coarse = slice(_PIECES + 1)
-    defect, ends = worst(nodes[coarse], values[coarse], slopes[coarse])
+def _worst(first: Array, s: Array, value: Array, slopes: Array) -> tuple[Array, list[Array]]:
+    """(defect [N] of the worst piece, its ends) of nodes s, values, slopes [M + 1, N]; `first` [N] is E(start)."""
+    low, high = jnp.minimum(value[:-1], value[1:]), jnp.maximum(value[:-1], value[1:])
+    rise = value[1:] - value[:-1] - 0.5 * (s[1:] - s[:-1]) * (slopes[1:] + slopes[:-1])
+    size = jnp.where(jnp.isfinite(high), jnp.abs(high) + jnp.abs(low), jnp.abs(low))
+    gap = jnp.where(jnp.isfinite(high), jnp.abs(rise), jnp.inf)
+    gap = jnp.where(jnp.isfinite(low), jnp.maximum(gap - _rounding(s) * size, 0.0), 0.0)
+    level = jnp.exp(jnp.minimum(first[None] - low, 0.0))
+    level = jnp.where(jnp.isfinite(low), level, 0.0)
+    # The size of a gap decides where to look, so that a wall is found among steep pieces.
+    place = jnp.argmax(jnp.where(level > 0, level * gap, 0.0), axis=0)[None]
+    take = lambda a: jnp.take_along_axis(a, place, axis=0)[0]
+    return take(level * -jnp.expm1(-gap)), [take(a) for a in (s[:-1], s[1:])]
 
-    def closer(carry, _):
-        _, (left, right) = carry
-        inner = jnp.linspace(0.0, 1.0, _FINER + 1, dtype=start.dtype)[:, None]
-        s = left[None] + inner * (right - left)[None]
-        return worst(s, *jax.lax.map(at, s)), None
 
-    (jump, _), _ = jax.lax.scan(closer, (defect, ends), None, length=_ROUNDS)
-
-    ahead, behind = jnp.split(values[_PIECES + 1 :], 2)
-    change, told = ahead - behind, 2 * nodes[_PIECES + 1 :][: len(_OFFSETS)] * slope[None]
+def _contradicted(s: Array, values: Array, slope: Array) -> Array:
+    """Bool [N]: whether the slope [N] at the start disagrees with E ahead of it less E behind it."""
+    ahead, behind = jnp.split(values, 2)
+    change, told = ahead - behind, 2 * s[: len(_OFFSETS)] * slope[None]
     scale = jnp.abs(change) + jnp.abs(told)
-    known = jnp.isfinite(change) & (16 * eps * (jnp.abs(ahead) + jnp.abs(behind)) < 0.01 * scale)
+    known = jnp.isfinite(change) & (_rounding(s) * (jnp.abs(ahead) + jnp.abs(behind)) < 0.01 * scale)
     wrong = known & (jnp.abs(change - told) > 0.05 * scale)
     known, wrong = jnp.sum(known, axis=0), jnp.sum(wrong, axis=0)
-    return Probe(jnp.where(jnp.isfinite(first), jump, 0.0), (known >= 2) & (wrong == known))
+    return (known >= 2) & (wrong == known)
+
+
+def _rounding(like: Array) -> float:
+    return 16 * float(jnp.finfo(like.dtype).eps)
 
 
 def is_smooth(probe: Probe, max_jump: float = 0.05, max_mismatch: float = 0.3) -> Array:

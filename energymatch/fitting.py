@@ -293,13 +293,7 @@ class _Training:
         say.phase("compiling the training step")
         rate, since, done, count = 2e-3, 0, 0, 0
         optimizer = _adam()
-        config = matching.MatchingConfig(
-            epsilon_max=1.0,
-            negatives=Proposed(_broader(self._base), 4 * self._batch),
-            gate=losses.energy_gate,
-        )
-        init, step = matching.make_matching(self.potential, optimizer, config, ema_decay=0.99)
-        several = jax.jit(training.scan_steps(step, self._draw(k_train), _STEPS))
+        init, several = self._steps(k_train, optimizer)
         state = init(params, self._held)
         k_z = random.derive(k_train, "log z")
         try:
@@ -330,6 +324,16 @@ class _Training:
         except KeyboardInterrupt:
             stopped = "interrupted"
         return best.params, {k: np.asarray(v) for k, v in history.items()}, stopped
+
+    def _steps(self, key: Key, optimizer: optax.GradientTransformation) -> tuple[Callable, Callable]:
+        """(init, several steps in one call) of Energy Matching with the mixture's draws as negatives."""
+        config = matching.MatchingConfig(
+            epsilon_max=1.0,
+            negatives=Proposed(_broader(self._base), 4 * self._batch),
+            gate=losses.energy_gate,
+        )
+        init, step = matching.make_matching(self.potential, optimizer, config, ema_decay=0.99)
+        return init, jax.jit(training.scan_steps(step, self._draw(key), _STEPS))
 
     def _start(self, key: Key) -> Any:
         """Parameters at which the correction is nearly 0."""

@@ -105,13 +105,7 @@ def run(
     Raises:
       TypeError, ValueError: an argument has a wrong type or value, or the checkpoints do not fit.
     """
-    checks.function(call, "call")
-    checks.positive_int(calls, "calls")
-    if seconds is not None:
-        checks.positive_float(seconds, "seconds")
-    if save_every is not None:
-        checks.positive_int(save_every, "save_every")
-    checks.positive_float(save_seconds, "save_seconds", allow_zero=True)
+    _check_run(call, calls, seconds, save_every, save_seconds)
     feed = feed or (lambda index: ())
     mesh = devices.data_mesh() if mesh is None else mesh
     began = time.time()
@@ -139,17 +133,29 @@ def run(
                 history[name].append(value)
             if on_call is not None:
                 on_call(Call(index + 1, clock.done, clock.spent, now))
-            due = (
-                clock.spent - saved_at >= save_seconds
-                if save_every is None
-                else (index + 1) % save_every == 0
-            )
+            due = (index + 1) % save_every == 0 if save_every else clock.spent - saved_at >= save_seconds
             if checkpoints is not None and (due or stop or clock.done >= 1):
-                rows = {name: np.array(values) for name, values in history.items()}
-                checkpoints.save(index + 1, {"state": state, "key": key, "history": rows})
+                checkpoints.save(index + 1, {"state": state, "key": key, "history": _arrays(history)})
                 saved_at = clock.spent
-    arrays = {name: np.array(values) for name, values in history.items()}
-    return Run(_local(state, mesh), arrays, clock.spent, compile_seconds, resumed, stop and clock.done < 1)
+    return Run(
+        _local(state, mesh), _arrays(history), clock.spent, compile_seconds, resumed, stop and clock.done < 1
+    )
+
+
+def _check_run(
+    call: Any, calls: int, seconds: float | None, save_every: int | None, save_seconds: float
+) -> None:
+    checks.function(call, "call")
+    checks.positive_int(calls, "calls")
+    if seconds is not None:
+        checks.positive_float(seconds, "seconds")
+    if save_every is not None:
+        checks.positive_int(save_every, "save_every")
+    checks.positive_float(save_seconds, "save_seconds", allow_zero=True)
+
+
+def _arrays(history: dict[str, list]) -> dict[str, np.ndarray]:
+    return {name: np.array(values) for name, values in history.items()}
 
 
 class _Clock:

@@ -133,67 +133,107 @@ def split_r_hat(values: np.ndarray) -> float:
 def _run(energy: Any) -> tuple[Array, Array, dict[str, Array], Array, Array]:
     """(x [S, C, N d], h [S, C, N or 0], observables [S, C], acceptance [T], swaps [T - 1])."""
     settings = energy.reference
-    temps, chains = len(settings.inverse_temperatures), settings.num_chains
-    beta = jnp.array(settings.inverse_temperatures, jnp.float32)
-    particles, dim = energy.num_particles, energy.spatial_dim
-    mixed = isinstance(energy.event_shape, dict)
-    sites = particles if mixed else 0
-    centre = lambda a: particle_systems.centered(a, particles, dim)
-    normal = lambda key: centre(jax.random.normal(key, (temps, chains, particles * dim), jnp.float32))
-    uniform = lambda key: jax.random.uniform(key, (temps, chains), jnp.float32)
+    moves = _Moves(energy)
+    seed = jax.random.key(settings.seed, impl="threefry2x32")
+    start_key, token_key, chain_key = jax.random.split(seed, 3)
+    x, h = moves.start(start_key, token_key)
+    carry = (x, h, jnp.full(moves.temps, math.log(0.05), jnp.float32))
 
-    def potential(x, h):
-        return energy({"x": x, "h": h} if mixed else x)
+    def keep(carry, start):
+        step = lambda carry, index: moves.step(chain_key, carry, index)
+        carry, rates = jax.lax.scan(step, carry, start + jnp.arange(settings.thinning))
+        x, h = carry[0][0], carry[1][0]
+        return carry, (x, h, _observables(energy, x, h), jax.tree.map(lambda a: a.mean(0), rates))
 
-    def force(x, h):
-        """(-beta grad E [T, C, N d], E [T, C])."""
+    # Warm-up runs in the same scan, its blocks dropped: the step is compiled once.
+    dropped = -(-settings.num_warmup // settings.thinning)
+    starts = settings.thinning * jnp.arange(dropped + settings.num_kept // settings.num_chains)
+    _, out = jax.lax.scan(keep, carry, starts)
+    x, h, observed, rates = jax.tree.map(lambda a: a[dropped:], out)
+    accepted, swapped = (jnp.mean(rate, axis=0) for rate in rates)
+    return x, h, observed, accepted, swapped
 
-        def total(x):
-            e = potential(x, h)
-            return jnp.sum(beta[:, None] * e), e
 
-        gradient, e = jax.grad(total, has_aux=True)(x)
-        return centre(-gradient), e
+class _Moves:
+    """What the chains do: states x [T, C, N d] and tokens h [T, C, N or 0] at T temperatures."""
 
-    def move(key, x, h, log_step):
+    def __init__(self, energy: Any):
+        settings = energy.reference
+        self._energy, self._settings = energy, settings
+        self.temps, self._chains = len(settings.inverse_temperatures), settings.num_chains
+        self._beta = jnp.array(settings.inverse_temperatures, jnp.float32)
+        self._mixed = isinstance(energy.event_shape, dict)
+        self._sites = energy.num_particles if self._mixed else 0
+
+    def start(self, key: Array, token_key: Array) -> tuple[Array, Array]:
+        """Random positions overlap: a little gradient descent of bounded length first."""
+        size = (self.temps, self._chains, self._sites)
+        vocab_size = self._energy.vocab_size if self._mixed else 1
+        h = jax.random.randint(token_key, size, 0, vocab_size, jnp.int32)
+
+        def descend(_, x):
+            f, _ = self._force(x, h)
+            longest = jnp.max(jnp.abs(f), axis=-1, keepdims=True)
+            return x + 0.02 * f / jnp.maximum(1.0, longest)
+
+        return jax.lax.fori_loop(0, 200, descend, 1.5 * self._normal(key)), h
+
+    def step(self, key: Array, carry: tuple, index: Array) -> tuple[tuple, tuple[Array, Array]]:
+        """One move, Gibbs sweep and swap; ((x, h, log step), (acceptance, swap acceptance))."""
+        x, h, log_step = carry
+        keys = jax.random.split(jax.random.fold_in(key, index), 3)
+        x, e, accepted = self._hamiltonian(keys[0], x, h, log_step)
+        if self._mixed:
+            h = self._gibbs(keys[1], x, h)
+            e = self._potential(x, h)
+        swapped = jnp.zeros(0)
+        if self.temps > 1:
+            x, h, swapped = self._swap(keys[2], index, x, h, e)
+        # Fast at first, fine towards the end of warm-up, then nothing: an adapting chain is biased.
+        progress = index / self._settings.num_warmup
+        gain = jnp.where(progress < 1, 0.3 * jnp.exp(-3 * progress), 0.0).astype(jnp.float32)
+        return (x, h, log_step + gain * (accepted - _TARGET_ACCEPTANCE)), (accepted, swapped)
+
+    def _hamiltonian(self, key: Array, x: Array, h: Array, log_step: Array) -> tuple[Array, Array, Array]:
         """Hamiltonian Monte Carlo; the step size is random, but does not depend on the state."""
         momentum_key, step_key, accept_key = jax.random.split(key, 3)
-        eps = (jnp.exp(log_step)[:, None] * (0.7 + 0.6 * uniform(step_key)))[..., None]
-        p = normal(momentum_key)
+        eps = (jnp.exp(log_step)[:, None] * (0.7 + 0.6 * self._uniform(step_key)))[..., None]
+        p = self._normal(momentum_key)
 
         def leapfrog(_, carry):
             y, p, f, _ = carry
             p = p + 0.5 * eps * f
             y = y + eps * p
-            f, e = force(y, h)
+            f, e = self._force(y, h)
             return y, p + 0.5 * eps * f, f, e
 
-        f, before = force(x, h)
-        y, q, _, after = jax.lax.fori_loop(0, settings.num_leapfrog, leapfrog, (x, p, f, before))
-        y = centre(y)  # rounding would drift off the subspace
-        log_ratio = beta[:, None] * (before - after) + 0.5 * jnp.sum(p**2 - q**2, axis=-1)
+        f, before = self._force(x, h)
+        y, q, _, after = jax.lax.fori_loop(0, self._settings.num_leapfrog, leapfrog, (x, p, f, before))
+        y = self._centre(y)  # rounding would drift off the subspace
+        log_ratio = self._beta[:, None] * (before - after) + 0.5 * jnp.sum(p**2 - q**2, axis=-1)
         log_ratio = jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)
-        accept = jnp.log1p(-uniform(accept_key)) < log_ratio
+        accept = jnp.log1p(-self._uniform(accept_key)) < log_ratio
         probability = jnp.mean(jnp.exp(jnp.minimum(log_ratio, 0.0)), axis=1)
         return jnp.where(accept[..., None], y, x), jnp.where(accept, after, before), probability
 
-    def gibbs(key, x, h):
+    def _gibbs(self, key: Array, x: Array, h: Array) -> Array:
         """Every token in turn from its conditional."""
 
         def site(i, h):
-            logits = beta[:, None, None] * energy.single_site_conditionals({"x": x, "h": h})[..., i, :]
-            weights = jax.nn.softmax(logits, axis=-1)
+            conditionals = self._energy.single_site_conditionals({"x": x, "h": h})
+            weights = jax.nn.softmax(self._beta[:, None, None] * conditionals[..., i, :], axis=-1)
             token = random.categorical(jax.random.fold_in(key, i), weights).astype(h.dtype)
             return h.at[..., i].set(token)
 
-        return jax.lax.fori_loop(0, sites, site, h)
+        return jax.lax.fori_loop(0, self._sites, site, h)
 
-    def swap(key, index, x, h, e):
+    def _swap(self, key: Array, index: Array, x: Array, h: Array, e: Array) -> tuple[Array, Array, Array]:
         """Exchange of neighbouring temperatures, even and odd pairs in turn."""
+        beta = self._beta
         log_ratio = (beta - jnp.roll(beta, -1))[:, None] * (e - jnp.roll(e, -1, axis=0))
-        pair = np.arange(temps)
-        eligible = ((pair % 2) == index % 2) & (pair < temps - 1)
-        up = eligible[:, None] & (jnp.log1p(-uniform(key)) < log_ratio)
+        pair = np.arange(self.temps)
+        eligible = ((pair % 2) == index % 2) & (pair < self.temps - 1)
+        up = eligible[:, None] & (jnp.log1p(-self._uniform(key)) < log_ratio)
         down = jnp.roll(up, 1, axis=0)
 
         def exchange(a):
@@ -201,46 +241,30 @@ def _run(energy: Any) -> tuple[Array, Array, dict[str, Array], Array, Array]:
             return jnp.where(down[..., None], jnp.roll(a, 1, axis=0), lifted)
 
         probability = jnp.mean(jnp.exp(jnp.minimum(log_ratio, 0.0)), axis=1)
-        return exchange(x), exchange(h), probability[: temps - 1]
+        return exchange(x), exchange(h), probability[: self.temps - 1]
 
-    def step(carry, index):
-        x, h, log_step = carry
-        keys = jax.random.split(jax.random.fold_in(chain_key, index), 3)
-        x, e, accepted = move(keys[0], x, h, log_step)
-        if mixed:
-            h = gibbs(keys[1], x, h)
-            e = potential(x, h)
-        swapped = jnp.zeros(0)
-        if temps > 1:
-            x, h, swapped = swap(keys[2], index, x, h, e)
-        # Fast at first, fine towards the end of warm-up, then nothing: an adapting chain is biased.
-        progress = index / settings.num_warmup
-        gain = jnp.where(progress < 1, 0.3 * jnp.exp(-3 * progress), 0.0).astype(jnp.float32)
-        return (x, h, log_step + gain * (accepted - _TARGET_ACCEPTANCE)), (accepted, swapped)
+    def _potential(self, x: Array, h: Array) -> Array:
+        return self._energy({"x": x, "h": h} if self._mixed else x)
 
-    def keep(carry, start):
-        carry, rates = jax.lax.scan(step, carry, start + jnp.arange(settings.thinning))
-        x, h = carry[0][0], carry[1][0]
-        return carry, (x, h, _observables(energy, x, h), jax.tree.map(lambda a: a.mean(0), rates))
+    def _force(self, x: Array, h: Array) -> tuple[Array, Array]:
+        """(-beta grad E [T, C, N d], E [T, C])."""
 
-    def descend(_, x):
-        """Random positions overlap: a little gradient descent of bounded length first."""
-        f, _ = force(x, h)
-        longest = jnp.max(jnp.abs(f), axis=-1, keepdims=True)
-        return x + 0.02 * f / jnp.maximum(1.0, longest)
+        def total(x):
+            e = self._potential(x, h)
+            return jnp.sum(self._beta[:, None] * e), e
 
-    seed = jax.random.key(settings.seed, impl="threefry2x32")
-    start_key, token_key, chain_key = jax.random.split(seed, 3)
-    h = jax.random.randint(token_key, (temps, chains, sites), 0, energy.vocab_size if mixed else 1, jnp.int32)
-    x = jax.lax.fori_loop(0, 200, descend, 1.5 * normal(start_key))
-    carry = (x, h, jnp.full(temps, math.log(0.05), jnp.float32))
-    # Warm-up runs in the same scan, its blocks dropped: the step is compiled once.
-    dropped = -(-settings.num_warmup // settings.thinning)
-    starts = settings.thinning * jnp.arange(dropped + settings.num_kept // chains)
-    _, out = jax.lax.scan(keep, carry, starts)
-    x, h, observed, rates = jax.tree.map(lambda a: a[dropped:], out)
-    accepted, swapped = (jnp.mean(rate, axis=0) for rate in rates)
-    return x, h, observed, accepted, swapped
+        gradient, e = jax.grad(total, has_aux=True)(x)
+        return self._centre(-gradient), e
+
+    def _centre(self, x: Array) -> Array:
+        return particle_systems.centered(x, self._energy.num_particles, self._energy.spatial_dim)
+
+    def _normal(self, key: Array) -> Array:
+        size = self._energy.num_particles * self._energy.spatial_dim
+        return self._centre(jax.random.normal(key, (self.temps, self._chains, size), jnp.float32))
+
+    def _uniform(self, key: Array) -> Array:
+        return jax.random.uniform(key, (self.temps, self._chains), jnp.float32)
 
 
 def _observables(energy: Any, x: Array, h: Array) -> dict[str, Array]:
