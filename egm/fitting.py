@@ -122,6 +122,7 @@ def fit(
         checks.function(callback, "callback")
     say = _Voice(checks.flag(progress, "progress"), began)
     k_check, k_pilot, k_params, k_train, k_final = random.split(key, 5)
+    k_curve = random.derive(key, "curved coordinates")
 
     canonical = layout.energy(function)
     _questions.check_finite(k_check, canonical, layout)
@@ -129,6 +130,7 @@ def fit(
     found = pilot.explore(k_pilot, canonical, layout, say=say.phase)
     spread = max(1.0, float(np.std(found.energies[np.isfinite(found.log_shares)])))
     _questions.check_proper(k_check, found.coordinates.energy(canonical), layout, 300.0, 3000.0, spread)
+    found = pilot.straightened(k_curve, canonical, found, say.phase)
     moved = _with_conditionals(found.coordinates.energy(canonical), layout)
     design = _design(k_check, found, moved, layout)
     parts = parts_of(design, moved, network)

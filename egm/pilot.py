@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import evidence, random, scales
+from egm import evidence, importance, random, scales
+from egm import transport as transports
 from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath, WrappedPath
 from egm.spaces import Layout
 from egm.typing import Array, Energy, Key, Moments, State
 
-__all__ = ["Coordinates", "Found", "explore"]
+__all__ = ["Coordinates", "Found", "explore", "straightened"]
 
 _MOST_WHITENED = 128
 """Dimensions up to which a covariance is estimated and divided out."""
@@ -35,41 +36,56 @@ _AGREE = 1.0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Coordinates:
-    """x = center + z matrix for the vector's part of a state, its log-determinant in the energy.
+    """x = center + T(z) matrix for the vector's part of a state, its log-determinant in the energy.
 
     Attributes:
       layout: says which part is the vector.
       center: [D].
       matrix: [D, D], or a number.
-      log_det: of the map on the state's space.
+      log_det: of the linear map on the state's space.
+      transport: T; None for the identity.
     """
 
     layout: Layout
     center: np.ndarray
     matrix: Any
     log_det: float
+    transport: transports.Transport | None = None
 
     def apply(self, z: State) -> State:
         """The layout's states of states in these coordinates."""
+        return self.with_log_det(z)[0]
+
+    def with_log_det(self, z: State) -> tuple[State, Array]:
+        """(the layout's states, log |det| [N] of the map there) of states in these coordinates."""
         vector, tokens = self.layout.split(z)
+        log_det = jnp.full(jax.tree.leaves(z)[0].shape[:1], self.log_det)
         if vector is None:
-            return z
+            return z, log_det
+        if self.transport is not None:
+            vector, curved = self.transport.apply(vector)
+            log_det = log_det + curved
         scaled = (
             vector * self.matrix if np.ndim(self.matrix) == 0 else vector @ jnp.asarray(self.matrix, float)
         )
-        return self.layout.joined(jnp.asarray(self.center, float)[None] + scaled, tokens)
+        return self.layout.joined(jnp.asarray(self.center, float)[None] + scaled, tokens), log_det
 
     def invert(self, x: State) -> State:
         """The inverse of `apply`."""
         vector, tokens = self.layout.split(x)
         if vector is None:
             return x
+        vector = self.linear(vector)
+        if self.transport is not None:
+            vector, _ = self.transport.invert(vector)
+        return self.layout.joined(vector, tokens)
+
+    def linear(self, vector: Array) -> Array:
+        """T(z) [N, D] of the vector's part [N, D] of the layout's states."""
         vector = vector - jnp.asarray(self.center, float)[None]
         if np.ndim(self.matrix) == 0:
-            vector = vector / self.matrix
-        else:
-            vector = vector @ jnp.asarray(np.linalg.inv(self.matrix), float)
-        return self.layout.joined(vector, tokens)
+            return vector / self.matrix
+        return vector @ jnp.asarray(np.linalg.inv(self.matrix), float)
 
     def energy(self, function: Energy) -> Energy:
         """E in these coordinates, of E on the layout's states."""
@@ -82,7 +98,8 @@ class _Moved:
     function: Energy
 
     def __call__(self, x: State) -> Array:
-        return self.function(self.coordinates.apply(x)) - self.coordinates.log_det
+        state, log_det = self.coordinates.with_log_det(x)
+        return self.function(state) - log_det
 
     def __getattr__(self, name: str):
         tokens_alone = not self.coordinates.layout.num_coordinates
@@ -173,6 +190,109 @@ def explore(
         say("tempered chains from afar")
         runs.append((_run(k_wide, wide, energy, layout, num_chains, num_groups, smooth), wide))
     return _found(identity, energy, runs, None, 0 if minima is None else len(minima.energies), smooth)
+
+
+def straightened(key: Key, energy: Energy, found: Found, say: Callable[[str], None]) -> Found:
+    """`found` in coordinates in which the chains' states look normal, where a map makes them so.
+
+    The chains go on, a map is learned from their states, the chains go on in its coordinates, where they
+    mix better, and so forth. It is judged by chains that it has not seen, and taken where it is worth more
+    than chance, the target has become smoother, and E is finite where the map sends a normal.
+
+    Args:
+      key: a typed key.
+      energy: E on the layout's states.
+      found: of `explore`.
+      say: told what is being done.
+
+    Returns:
+      Found, its states moved on; with the coordinates of before where no map is of use. Unchanged without
+      a gradient, with tokens, particles, angles or grids.
+    """
+    layout = found.coordinates.layout
+    plain = _whitened(layout) and not layout.num_sites and not layout.angles.any()
+    if not (plain and found.smooth and layout.num_coordinates >= 2):
+        return found
+    k_start, k_moves, k_fit, k_covered = random.split(key, 4)
+    held = np.asarray(jax.random.permutation(random.derive(key, "sides"), len(found.log_shares))) % 4 == 0
+    linear = found.coordinates
+    curved = transports.near_identity(k_start, transports.CouplingMap(layout.num_coordinates))
+    move, now, gain = _mover(energy, dataclasses.replace(linear, transport=curved)), found, np.zeros(1)
+    for turn in range(_TURNS):
+        say(f"curved coordinates, {turn + 1} of {_TURNS}")
+        now = _in_coordinates(energy, now, dataclasses.replace(linear, transport=curved))
+        now, x, chains = _further(random.derive(k_moves, f"{turn}"), move, now)
+        x = linear.linear(now.coordinates.apply(x))
+        sides = jnp.asarray(x[~held[chains]]), jnp.asarray(x[held[chains]])
+        curved, gain = transports.fit(random.derive(k_fit, f"{turn}"), *sides, start=curved)
+        if not gain.mean() > max(0.02 * layout.num_coordinates, 3 * gain.std() / np.sqrt(held.sum())):
+            return _in_coordinates(energy, now, linear)
+    now = _in_coordinates(energy, now, dataclasses.replace(linear, transport=curved))
+    say(
+        f"curved coordinates: {gain.mean():.3g} nats nearer to a normal, length {found.length_scale:.3g} "
+        f"-> {now.length_scale:.3g}"
+    )
+    useful = now.length_scale > found.length_scale and _covered(
+        k_covered, now.coordinates.energy(energy), layout
+    )
+    return now if useful else _in_coordinates(energy, now, found.coordinates)
+
+
+_TURNS = 4
+"""Maps learned one after the other."""
+_FURTHER = 4
+"""Times that the chains are moved on for each."""
+
+
+def _mover(energy: Energy, coordinates: Coordinates) -> Callable[..., tuple[Array, Array]]:
+    """(states [N, D], E [N]) = move(key, states, the map's parameters): rounds that keep exp(-E)."""
+    layout, curved = coordinates.layout, coordinates.transport
+    unit = Moments(jnp.zeros(layout.num_coordinates), jnp.ones(layout.num_coordinates))
+
+    @jax.jit
+    def move(key, x, params):
+        there = dataclasses.replace(coordinates, transport=dataclasses.replace(curved, params=params))
+        return evidence.moved(key, there.energy(energy), _path(layout), x, unit, num_rounds=4)
+
+    return move
+
+
+def _further(key: Key, move: Callable[..., Any], found: Found) -> tuple[Found, np.ndarray, np.ndarray]:
+    """(found with states moved on, [N, D] some on the way, the chain [N] of each), drawn by weight."""
+    shares, params = jnp.asarray(found.log_shares, float), found.coordinates.transport.params
+    x, e, seen, chains = jnp.asarray(found.states), found.energies, [], []
+    for i in range(_FURTHER):
+        k_move, k_draw = random.split(random.derive(key, f"{i}"))
+        x, e = move(k_move, x, params)
+        chosen = np.asarray(importance.systematic(k_draw, shares, len(shares)))
+        chains.append(chosen)
+        seen.append(np.asarray(x)[chosen])
+    now = found._replace(states=np.asarray(x), energies=np.asarray(e, np.float64))
+    return now, np.concatenate(seen), np.concatenate(chains)
+
+
+def _in_coordinates(energy: Energy, found: Found, coordinates: Coordinates) -> Found:
+    """The same states in other coordinates; what has no energy there stands for nothing."""
+    z = coordinates.invert(found.coordinates.apply(jnp.asarray(found.states)))
+    moved = coordinates.energy(energy)
+    e = np.asarray(jax.jit(moved)(z), np.float64)
+    z = np.asarray(z)
+    usable = np.isfinite(e) & np.all(np.isfinite(z), axis=1)
+    z, shares = np.where(usable[:, None], z, 0.0), np.where(usable, found.log_shares, -np.inf)
+    return found._replace(
+        coordinates=coordinates,
+        length_scale=_length(moved, coordinates.layout, z, shares),
+        states=z,
+        log_shares=shares,
+        energies=e,
+    )
+
+
+def _covered(key: Key, energy: Energy, layout: Layout) -> bool:
+    """Whether E is finite where a map sends a normal, and nearly everywhere where it sends a wider one."""
+    z = jax.random.normal(key, (4096, layout.num_coordinates))
+    finite = [np.mean(np.isfinite(np.asarray(jax.jit(energy)(scale * z)))) for scale in (1.0, 1.5)]
+    return bool(finite[0] > 0.999 and finite[1] > 0.99)
 
 
 def _agree(log_z: np.ndarray) -> bool:

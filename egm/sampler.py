@@ -24,6 +24,7 @@ from egm.checkpoint import paths as folders
 from egm.pilot import Coordinates
 from egm.simulate import draw_prior, path_log_weights, simulate
 from egm.spaces import Circle, Interval, Layout, Particles, Positive, Real, Tokens
+from egm.transport import CouplingMap, Transport
 from egm.typing import Array, Energy, Key, Moments, PyTree, State
 
 __all__ = ["Design", "Parts", "Sampler", "Samples", "parts_of"]
@@ -33,6 +34,8 @@ VERSION = 1
 _CHUNK = 2048
 _UNIFORM = 4.5
 """Noise after which an angle is uniform to 1e-4."""
+_LARGEST = 10.0
+"""b |score| over sqrt(D) at which a target is cut: one state on a cliff must not outweigh a batch."""
 _MIXED_FROM = 6
 """Dimensions from which a network has channels for each coordinate."""
 
@@ -158,7 +161,7 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
         if layout.particles is not None:
             path = paths.CenteredPath(path, layout.particles.num_particles, layout.particles.spatial_dim)
         process = processes.DiffusionProcess(path, data_scale=design.data_scale)
-        vector = (path, process, heads.ScoreHead(path, *scale))
+        vector = (path, process, heads.ScoreHead(path, *scale, max_target_norm=_LARGEST))
     if layout.num_sites:
         path = paths.MaskedPath(layout.vocab_size)
         kind = processes.JumpProcess if vector is not None else processes.AnyOrderProcess
@@ -402,6 +405,7 @@ class Sampler:
             raise ValueError(f"folder must be new or empty, got {root}")
         folders.make(root)
         spaces = [_plain_space(leaf) for leaf in self.design.layout.leaves]
+        curved = self.coordinates.transport
         fields = {
             f.name: getattr(self.design, f.name) for f in dataclasses.fields(Design) if f.name != "layout"
         }
@@ -411,12 +415,14 @@ class Sampler:
             "structure": _structure(self.space),
             "design": fields,
             "log_det": self.coordinates.log_det,
+            "transport": None if curved is None else curved.module.sizes,
             "figures": {k: _plain(v) for k, v in self._figures.items()},
             "evidence": None if self.evidence is None else [_plain(v) for v in self.evidence],
             "history": {k: np.asarray(v).tolist() for k, v in self.history.items()},
         }
         arrays = {
             "params": self.params,
+            "transport": {} if curved is None else curved.params,
             "moments": [np.asarray(a) for a in jax.tree.leaves(self.moments)] or [np.zeros(0)],
             "center": np.asarray(self.coordinates.center).reshape(-1),
             "matrix": np.atleast_1d(np.asarray(self.coordinates.matrix, np.float64)),
@@ -464,7 +470,10 @@ class Sampler:
             arrays = ocp.load(os.path.join(root, "arrays"))
         arrays = jax.tree.map(np.asarray, arrays)
         matrix = arrays["matrix"] if arrays["matrix"].ndim == 2 else float(arrays["matrix"][0])
-        coordinates = Coordinates(layout, arrays["center"], matrix, about["log_det"])
+        curved = about.get("transport")
+        if curved is not None:
+            curved = Transport(CouplingMap(**curved), arrays["transport"])
+        coordinates = Coordinates(layout, arrays["center"], matrix, about["log_det"], curved)
         function = batched_energy(energy, layout, batched)
         found = cls(
             function,

@@ -99,7 +99,7 @@ def _along(energy: Energy, start: Array, move: Array) -> Callable[[Array], tuple
 
 
 def _worst(first: Array, s: Array, value: Array, slopes: Array) -> tuple[Array, list[Array]]:
-    """(defect [N] of the worst piece, its ends) of nodes s, values, slopes [M + 1, N]; `first` [N] is E(start)."""
+    """(defect [N] of the worst piece, its ends) of nodes s, values, slopes [M + 1, N]; `first` [N] at 0."""
     low, high = jnp.minimum(value[:-1], value[1:]), jnp.maximum(value[:-1], value[1:])
     rise = value[1:] - value[:-1] - 0.5 * (s[1:] - s[:-1]) * (slopes[1:] + slopes[:-1])
     size = jnp.where(jnp.isfinite(high), jnp.abs(high) + jnp.abs(low), jnp.abs(low))

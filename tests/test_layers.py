@@ -34,7 +34,7 @@ LAYERS = [
     ["egm.algorithms"],
     ["egm.iteration"],
     ["egm.checkpoint"],
-    ["egm.spaces"],
+    ["egm.spaces", "egm.transport"],
     ["egm.pilot", "egm.batching"],
     ["egm._questions", "egm.sampler"],
     ["egm.fitting", "egm.refinement"],

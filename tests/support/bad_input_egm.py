@@ -647,6 +647,7 @@ EXCLUDED = {
     "egm.pilot": "energies and layouts that fit has checked: tests/egm/test_fit.py",
     "egm.sampler": "built by fit and load: tests/egm/test_fit.py",
     "egm.spaces": "its own table of bad input: tests/egm/test_spaces.py",
+    "egm.transport": "its own table of bad input: tests/egm/test_transport.py",
     "egm.energies.check_colouring": "its own table of bad input: tests/egm/test_orders.py",
     "egm.horizons.MatchingTime": "has no arguments",
     "egm.horizons.nats": "of a path and state that estimate checks: tests/egm/test_proposals.py",
