@@ -395,6 +395,10 @@ ENERGIES = {
         vector_case(egm.energies.JointDoubleWell(2, 1, _SHORT), [[1.0, -1.0]], scale=2.0),
         vector_case(egm.energies.JointDoubleWell(3, 2, _TINY), scale=2.0),
     ],
+    "DoubleWell4": lambda: [
+        vector_case(egm.energies.DoubleWell4(2, 1, _SHORT), [[1.0, -1.0]], scale=3.0, width=12.0),
+        vector_case(egm.energies.DoubleWell4(3, 2, _TINY), scale=3.0),
+    ],
     "LennardJones": lambda: [
         vector_case(egm.energies.LennardJones(2, 1, reference=_SHORT), [[1.0, -1.0]], scale=2.0),
         vector_case(egm.energies.LennardJones(3, 2, reference=_TINY), scale=2.0),
