@@ -75,7 +75,13 @@ def test_an_even_population_is_left_alone():
     exact = lambda x, t: PROBLEM.log_density(x, t)
     plain = egm.simulate(KEY, process, PROBLEM.exact_generator, x_0, times)
     found = egm.simulate(
-        KEY, process, PROBLEM.exact_generator, x_0, times, resampling=egm.Resampling(exact, 0.2), save_states=True
+        KEY,
+        process,
+        PROBLEM.exact_generator,
+        x_0,
+        times,
+        resampling=egm.Resampling(exact, 0.2),
+        save_states=True,
     )
     np.testing.assert_array_equal(found.origin, np.arange(64))
     np.testing.assert_allclose(found.x_1, plain.x_1)
