@@ -115,8 +115,9 @@ def pooled_w1(a, b):
 def distances_to_exact(energy, data):
     """Wasserstein distances between sets of 2,000 and what two exact sets give (the floor).
 
-    The energy always; that and W2 of x (of four particles with their symmetries taken out) in two dimensions, on 10 sets and 20 floor pairs, the others being on 20
-    and 50; W1 of each coordinate over its floor in more; W1 of the pooled distances of particles.
+    The energy always. W2 of x in two dimensions and, with its symmetries taken out, of few particles, on 10
+    sets and 20 floor pairs, the others being on 20 and 50. W1 of each coordinate over its floor in more
+    dimensions. Of particles W2 of the energy and W1 of the pooled distances.
     """
     results = {}
 
