@@ -135,7 +135,11 @@ def test_mode_masses_need_floats():
 
 
 def test_distances_within_and_between_clusters(x64):
-    """The same cluster turned, reflected, permuted and moved is at distance 0; else SciPy's by all 24 orders."""
+    """A cluster turned, reflected, permuted and moved is at distance 0; else SciPy's by all 24 orders."""
+
+    def turned(a, b):
+        return np.sum((a @ scipy.linalg.orthogonal_procrustes(a, b)[0] - b) ** 2)
+
     rng = np.random.default_rng(3)
     for dim in (2, 3):
         x, y = rng.normal(size=(2, 5, 4, dim))
@@ -146,16 +150,7 @@ def test_distances_within_and_between_clusters(x64):
         found = metrics.aligned_squared_distances(x, y, 4, dim)
         a, b = (v.reshape(5, 4, dim) - v.reshape(5, 4, dim).mean(1, keepdims=True) for v in (x, y))
         for i, j in ((0, 0), (1, 4), (3, 2)):
-            best = min(
-                np.sum(
-                    (
-                        a[i] @ scipy.linalg.orthogonal_procrustes(a[i], b[j, list(order)])[0]
-                        - b[j, list(order)]
-                    )
-                    ** 2
-                )
-                for order in itertools.permutations(range(4))
-            )
+            best = min(turned(a[i], b[j, list(order)]) for order in itertools.permutations(range(4)))
             np.testing.assert_allclose(found[i, j], best, rtol=1e-9)
         expected = [[np.linalg.norm(u - v) for u, v in itertools.combinations(each, 2)] for each in a]
         np.testing.assert_allclose(metrics.interatomic_distances(x, 4, dim), expected, rtol=1e-12)
