@@ -21,7 +21,7 @@ from egm import checks, moves, random
 from egm.heads.score import level_at, untrained
 from egm.typing import Array, Energy, Key, State
 
-__all__ = ["Scales", "find_scales"]
+__all__ = ["Length", "Scales", "find_length", "find_scales"]
 
 _REACH = 2.5  # S from the centre beyond which the beginning of annealing would lose a minimum
 _WIDER = 1.05  # times S by the minima, from which S is that of the chains
@@ -178,35 +178,74 @@ def find_scales(
     center, data_scale = _normal(low.x, width, dimension)
     if np.max(np.linalg.norm(distinct.x - center, axis=-1)) > _REACH * data_scale * dimension**0.5:
         center, data_scale = _normal(distinct.x, width, dimension)
-    space = _Space(project, dimension)
     k_chains, k_noise = random.split(random.derive(key, "chains"))
     rows = low.where(np.arange(num_starts) % len(low.value))
-    rows = jax.tree.map(lambda a: jnp.asarray(a, float) if a.dtype == np.float64 else jnp.asarray(a), rows)
-    states = _chains(whole, space, k_chains, rows.x, rows.tokens, jnp.asarray(width, float))
+    x, tokens = jnp.asarray(rows.x, float), jax.tree.map(jnp.asarray, rows.tokens)
+    states = _chains(whole, _Space(project, dimension), k_chains, x, tokens, jnp.asarray(width, float))
     beyond = np.asarray(states, np.float64) - center
     thermal = float(np.sqrt(np.mean(np.sum(beyond**2, axis=-1)) / dimension))
     if np.isfinite(thermal) and thermal > _WIDER * data_scale:
         data_scale = thermal
-    lengths = width * _RATIOS
-    losses = np.asarray(
-        _losses(whole, space, k_noise, states, rows.tokens, center, data_scale, width, lengths), np.float64
-    )
-    losses = losses - np.nanmin(losses)
-    length = float(np.max(lengths[losses <= _TIE], initial=0.0)) or width
-    spread = low.x - center
+    found = find_length(k_noise, whole, states, tokens, width, center, data_scale, project)
     return Scales(
         center,
         data_scale,
-        float(np.max(np.abs(spread)) + 3 * width),
-        length,
+        float(np.max(np.abs(low.x - center)) + 3 * width),
+        found.length,
         len(low.value),
         radius,
         distinct.x,
         distinct.value,
         width,
-        lengths,
-        losses,
+        found.lengths,
+        found.losses,
     )
+
+
+class Length(NamedTuple):
+    """What `find_length` returns: s, and those tried [K] with their losses [K] above the smallest."""
+
+    length: float
+    lengths: np.ndarray
+    losses: np.ndarray
+
+
+def find_length(
+    key: Key,
+    energy: Callable[[Array, State], Array],
+    states: Array,
+    tokens: State,
+    longest: float,
+    center: Any = 0.0,
+    data_scale: float = 1.0,
+    project: Callable[[Array], Array] | None = None,
+) -> Length:
+    """The length s with which a score head that is not trained has the smallest loss on states of the target.
+
+    Args:
+      key: a typed key.
+      energy: E, `[M] = energy(x [M, D], tokens)`.
+      states: [K, M, D], roughly distributed as the target.
+      tokens: with a leading axis M, held; an empty dict without any.
+      longest: it and shorter ones down to a sixteenth are tried; of equals the longest is taken.
+      center: c, a number or [D]. data_scale: S of the head.
+      project: onto the space of a centred path.
+
+    Returns:
+      Length, on the host. Where no loss is a number, `longest`.
+    """
+    project = (lambda x: x) if project is None else project
+    size = states.shape[-1]
+    dimension = round(float(np.trace(np.asarray(project(jnp.eye(size))))))
+    lengths = longest * _RATIOS
+    center = jnp.broadcast_to(jnp.asarray(center, states.dtype), (size,))
+    losses = _losses(
+        energy, _Space(project, dimension), key, states, tokens, center, data_scale, longest, lengths
+    )
+    losses = np.asarray(losses, np.float64)
+    losses = losses - np.min(losses, initial=np.inf, where=np.isfinite(losses))
+    length = float(np.max(lengths[losses <= _TIE], initial=0.0)) or float(longest)
+    return Length(length, lengths, losses)
 
 
 class _Ends(NamedTuple):
@@ -344,7 +383,7 @@ def _losses(energy, space, key, states, tokens, center, data_scale, width, lengt
     """
     precision = jnp.full((1, states.shape[-1]), data_scale**-2.0)
     low, high = jnp.log(0.05 * width), jnp.log(2.5 * data_scale)
-    center = jnp.asarray(center, states.dtype)[None]
+    center = center[None]
 
     def total(y):
         return jnp.sum(checks.model_output(energy(y, tokens), "energy", y.shape[:1]))

@@ -653,6 +653,7 @@ EXCLUDED = {
     "egm.fitting": "its own table of bad input: tests/egm/test_fit.py",
     "egm.moves": "called with states and energies that others have checked: tests/egm/test_moves.py",
     "egm.rejuvenation": "called by a step of make_iteration, which checks",
+    "egm.scales.find_length": "called by find_scales and the pilot, which check",
     "egm.refinement": "its own table of bad input: tests/egm/test_fit.py",
     "egm.pilot": "energies and layouts that fit has checked: tests/egm/test_fit.py",
     "egm.sampler": "built by fit and load: tests/egm/test_fit.py",
