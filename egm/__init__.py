@@ -22,9 +22,10 @@ one by hand, `iteration.make_iteration` trains any path, process and network.
     the paper's parts   paths, processes, heads, bootstrap (horizons, proposals), losses, divergences,
                         importance
     algorithms          weighted, naive, bootstrapped, local; annealing of the energy
-    the outer loop      iteration, buffer, training, devices (many of them), checkpoint (and a loop)
+    the outer loop      iteration, buffer (rejuvenation: resampled, moved), training, devices (many of
+                        them), checkpoint (and a loop)
     targets             energies; scales finds a target's lengths from its energy alone
-    a trained sampler   simulate, path_log_weights, metrics, evidence (has it lost modes?)
+    a trained sampler   simulate, path_log_weights, metrics, evidence (has it lost modes?), moves
     networks            Flax modules; closed_forms to add them to
     your own parts      typing has the Protocols; smoothness tells whether grad E may be used,
                         symmetry whether E is even
@@ -49,6 +50,7 @@ from egm import (
     importance,
     losses,
     metrics,
+    moves,
     paths,
     processes,
     proposals,
@@ -59,7 +61,7 @@ from egm import (
     version,
 )
 from egm.estimators import estimate
-from egm.simulate import draw_prior, path_log_weights, simulate, simulate_reverse
+from egm.simulate import Resampling, draw_prior, path_log_weights, simulate, simulate_reverse
 from egm.typing import SNIS, Energy, Estimate, Path, PriorDraw, Process, Trajectory
 
 if TYPE_CHECKING:
@@ -77,6 +79,7 @@ __all__ = [
     "Path",
     "PriorDraw",
     "Process",
+    "Resampling",
     "Sampler",
     "Samples",
     "Trajectory",
@@ -97,6 +100,7 @@ __all__ = [
     "iteration",
     "losses",
     "metrics",
+    "moves",
     "path_log_weights",
     "paths",
     "processes",
@@ -125,6 +129,7 @@ _ON_FIRST_USE = (
     "networks",
     "pilot",
     "refinement",
+    "rejuvenation",
     "sampler",
     "scales",
     "spaces",

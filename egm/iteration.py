@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from egm import buffer as buffers
-from egm import checks, collectives, importance, metrics, random, training
+from egm import checks, collectives, importance, metrics, random, rejuvenation, training
 from egm.annealing import (
     LEVELS,
     AnnealedEnergy,
@@ -34,6 +34,7 @@ from egm.typing import (
     CountedProcess,
     Energy,
     Key,
+    Moments,
     Path,
     ProbingAlgorithm,
     Process,
@@ -45,6 +46,8 @@ __all__ = ["IterationConfig", "IterationState", "make_iteration"]
 
 _NUM_PROBED = 32
 """States of the buffer around which an iteration asks whether the energy is smooth."""
+_BLOCKS = 4
+"""Of the buffer's moves in an iteration: each after a choice of the level and a resampling."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,9 @@ class IterationConfig:
         buffer's ESS is at least this fraction of `num_simulated`; None trains at `state.level`. A level
         that no longer meets it is held where a few weights alone are to blame (`make_iteration`).
       fit_prior: give the prior the moments of the buffer at the level trained at (continuous parts).
+      num_moves: resample the buffer by its weights and move its states by this many rounds of `egm.moves`
+        an iteration, at the level trained at, which raises the level in up to four steps an iteration; 0
+        leaves the states as they were simulated.
     """
 
     num_simulated: int = 256
@@ -74,6 +80,7 @@ class IterationConfig:
     weight_clip: float | None = 20.0
     ess_target: float | None = 0.2
     fit_prior: bool = True
+    num_moves: int = 0
 
     def __post_init__(self):
         for name in (
@@ -93,6 +100,7 @@ class IterationConfig:
                 checks.positive_float(getattr(self, name), name)
         checks.flag(self.fit_prior, "fit_prior")
         checks.below_one(self.ema_decay, "ema_decay")
+        checks.positive_int(self.num_moves, "num_moves", 0)
         if self.weight_clip is not None and self.weight_clip < 1:
             raise ValueError(f"weight_clip must be at least 1, got {self.weight_clip}")
 
@@ -108,6 +116,7 @@ class IterationState(NamedTuple):
       num_energy_evaluations: float32, evaluations of E so far.
       num_held: int32, how many iterations in a row the level was held though it missed the ESS target.
       smooth: bool, False once the energy was found to jump, or its gradient to be none of it.
+      log_step: log of the step size of the buffer's moves.
     """
 
     train: training.TrainState
@@ -117,6 +126,7 @@ class IterationState(NamedTuple):
     num_energy_evaluations: Array
     num_held: Array
     smooth: Array
+    log_step: Array
 
 
 def make_iteration(
@@ -154,7 +164,14 @@ def make_iteration(
       injective there (make steps smaller);
       ess_alarm = 1 where the level trained at misses `ess_target`; num_held, for how many iterations in
       a row it was kept nevertheless; jump_alarm = 1 once the energy was found to jump, so that targets
-      do without its gradient; num_energy_evaluations.
+      do without its gradient; num_energy_evaluations; where the buffer is moved move_acceptance and
+      generation_share, as how many of its own states the new generation counted.
+
+    Moved states (`config.num_moves`, `egm.rejuvenation`): the buffer is resampled by its clipped weights,
+    each copy with what is left of its weight, and moved by kernels that keep the annealed target, so that
+    weights stay proper at every level. A generation whose ESS is below .3 counts for that much less beside
+    them. Raise `ess_target` with it, which is a fraction of a generation: at .2 a buffer of five generations
+    goes on with 4% of its states.
 
     Which level is trained at: the largest that meets `ess_target`, never below the present one because
     of a few weights. Where the present one fails, its ESS is taken again with as many of the largest
@@ -220,14 +237,14 @@ class _Run:
         level = jnp.ones(()) if self.config.ess_target is None else jnp.asarray(self.levels[0])
         train = training.init_train_state(params, self.optimizer)
         count = jnp.zeros((), jnp.int32)
+        moments = self._first_moments()
         return IterationState(
-            train, items, level, self._first_moments(), jnp.zeros(()), count, jnp.ones((), bool)
-        )
+            train, items, level, moments if self.config.fit_prior else None, jnp.zeros(()), count,
+            jnp.ones((), bool), _first_step(moments),
+        )  # fmt: skip
 
     def _first_moments(self):
-        """The reference's, else those that make the prior the path's own; None where none are fitted."""
-        if not self.config.fit_prior:
-            return None
+        """The reference's, else those that make the prior the path's own."""
         if self.reference is not None:
             return jax.tree.map(lambda a: jnp.asarray(a, float), self.reference)
         is_shape = lambda s: isinstance(s, tuple)
@@ -242,19 +259,28 @@ class _Run:
         self._check_shards()
         k_prior, k_simulate, k_train, k_probe = random.split(key, 4)
         item, num_folded = self._simulated(k_prior, k_simulate, state, bound)
-        buffer, summary = _inserted(state.buffer, item)
-        chosen = self._chosen(buffer, state)
+        inserted = self._inserted(state, item)
+        buffer, log_step, extra = inserted.buffer, state.log_step, {}
+        if self.config.num_moves:
+            buffer, at, log_step, extra = self._moved(random.derive(key, "moves"), inserted, state, bound)
+        else:
+            at = self._level(buffer, state.level, state.num_held)
+        chosen = self._chosen(buffer, at)
         smooth, num_probed = self._smooth(k_probe, state.smooth, buffer, chosen, bound)
         target = self._annealed(bound, chosen.level, smooth)
         train, history = self._trained(k_train, state.train, buffer, chosen.probabilities, target)
         evaluations = state.num_energy_evaluations + self._evaluations() + num_probed
-        report = _report(history, summary, chosen) | {
-            "num_folded": num_folded,
-            "jump_alarm": 1.0 - smooth,
-            "num_energy_evaluations": evaluations,
-        }
+        report = (
+            _report(history, inserted.summary, chosen)
+            | extra
+            | {
+                "num_folded": num_folded,
+                "jump_alarm": 1.0 - smooth,
+                "num_energy_evaluations": evaluations,
+            }
+        )
         new = IterationState(
-            train, buffer, chosen.level, chosen.moments, evaluations, chosen.num_held, smooth
+            train, buffer, chosen.level, chosen.moments, evaluations, chosen.num_held, smooth, log_step
         )
         return new, report
 
@@ -264,6 +290,9 @@ class _Run:
             size = getattr(self.config, name)
             if size % shards:
                 raise ValueError(f"{name} must divide over {shards} devices, got {size}")
+        if self.config.num_moves and self.config.buffer_size % shards:
+            size = self.config.buffer_size
+            raise ValueError(f"buffer_size must divide over {shards} devices to be moved, got {size}")
 
     def _here(self, size: int) -> int:
         """Of a total, what this device has."""
@@ -287,27 +316,37 @@ class _Run:
         generator = self.algorithm.generator(training.average(state.train), energy)
         trajectory = simulate(keys, self.process, generator, x_0, self._grid())
         log_path = path_log_weights(lambda x: jnp.zeros(num), path, trajectory)
-        x_1 = path.data_state(trajectory.x_1)
-        value = checks.model_output(bound(x_1), "energy", (num,))
-        about = jnp.zeros(num)
-        if self.reference is not None:
-            about = path.reference_energy(x_1, self.reference)
+        item = self._item(path.data_state(trajectory.x_1), bound)._replace(log_path=log_path)
         folded = jnp.zeros((), jnp.int32)
         if trajectory.num_folded is not None:
             folded = collectives.psum(jnp.sum(trajectory.num_folded), axis)
-        return collectives.all_gather(Item(x_1, value, about, log_path), axis), folded
+        return collectives.all_gather(item, axis), folded
 
-    def _chosen(self, buffer, state) -> _Chosen:
-        """The level and the probabilities to train with, by the weights of the buffer."""
-        level, ess, alarm, num_held = choose_level(
-            buffer, state.level, state.num_held, self.rule, self.levels
-        )
-        weights = annealed_log_weights(buffer, level)
+    def _item(self, x_1, bound) -> Item:
+        """What is known of states [N, ...], but for their log_path."""
+        num = jax.tree.leaves(x_1)[0].shape[0]
+        value = checks.model_output(bound(x_1), "energy", (num,))
+        about = jnp.zeros(num)
+        if self.reference is not None:
+            about = self.path.reference_energy(x_1, self.reference)
+        return Item(x_1, value, about, jnp.zeros_like(value))
+
+    def _level(self, buffer, level, num_held) -> _Level:
+        """The level to train at, by the weights of the buffer."""
+        return _Level(*choose_level(buffer, level, num_held, self.rule, self.levels))
+
+    def _drawn(self, buffer, at: _Level) -> tuple[Array, Array]:
+        """(probabilities by the clipped weights at the level, the mass that was clipped)."""
+        weights = annealed_log_weights(buffer, at.level)
         # Where a few states outweigh all others, a multiple of the mean weight is no cut for them.
         cut, cut_mass = cut_largest(weights, self.rule)
-        weights = jnp.where(alarm > 0, cut, weights)
+        weights = jnp.where(at.alarm > 0, cut, weights)
         probabilities, clipped = importance.clipped_probabilities(weights, self.config.weight_clip)
-        clipped = 1 - (1 - clipped) * (1 - jnp.where(alarm > 0, cut_mass, 0.0))
+        return probabilities, 1 - (1 - clipped) * (1 - jnp.where(at.alarm > 0, cut_mass, 0.0))
+
+    def _chosen(self, buffer, at: _Level) -> _Chosen:
+        """What to train with at the level."""
+        probabilities, clipped = self._drawn(buffer, at)
         # Clipped weights: the moments must not hang on a single state.
         moments = None
         if self.config.fit_prior:
@@ -315,7 +354,48 @@ class _Run:
         if not self.algorithm.draws_by_weight:
             occupied = buffers.filled(buffer)
             probabilities = occupied / jnp.maximum(jnp.sum(occupied), 1)
-        return _Chosen(level, probabilities, moments, num_held, ess, alarm, clipped)
+        return _Chosen(at.level, probabilities, moments, at.num_held, at.ess, at.alarm, clipped)
+
+    def _inserted(self, state, item: Item) -> _Inserted:
+        """The states of finite weight in the buffer, and what they count there."""
+        log_weights = item.log_path - item.energy
+        valid = ~importance.nonfinite(log_weights) & jnp.isfinite(item.log_path)
+        share = jnp.ones(())
+        if self.config.num_moves:
+            there = item.log_path - state.level * item.energy - (1 - state.level) * item.reference
+            share = rejuvenation.generation_share(jnp.where(valid, there, -jnp.inf))
+            item = item._replace(log_path=item.log_path + jnp.log(share))
+        safe = jax.tree.map(lambda a: jnp.where(checks.expanded(valid, a), a, jnp.zeros((), a.dtype)), item)
+        old = jnp.minimum(state.buffer.num_added, self.config.buffer_size - jnp.sum(valid))
+        count = old + share * jnp.sum(valid)
+        return _Inserted(buffers.add(state.buffer, safe, valid), metrics.summarize(log_weights), share, count)
+
+    def _moved(self, key, inserted: _Inserted, state, bound):
+        """(buffer, level, log of the step size, report) after resampling and moves at ever higher levels."""
+        num_blocks = min(_BLOCKS, self.config.num_moves)
+
+        def block(carry, key):
+            buffer, at, log_step, count = carry
+            k_resample, k_move = random.split(key)
+            at = self._level(buffer, at.level, state.num_held)
+            buffer = rejuvenation.resampled(k_resample, buffer, self._drawn(buffer, at)[0], count)
+            buffer, log_step, accepted = rejuvenation.walked(
+                k_move, buffer, self._annealed(bound, at.level), self.path, log_step,
+                num_rounds=-(-self.config.num_moves // num_blocks),
+                item_of=lambda x: self._item(x, bound), axis_name=self.axis_name,
+            )  # fmt: skip
+            return (buffer, at, log_step, jnp.full_like(count, self.config.buffer_size)), accepted
+
+        none = jnp.zeros(())
+        start = (
+            inserted.buffer,
+            _Level(state.level, none, none, state.num_held),
+            state.log_step,
+            inserted.count,
+        )
+        end, accepted = jax.lax.scan(block, start, jax.random.split(key, num_blocks))
+        report = {"move_acceptance": jnp.mean(accepted), "generation_share": inserted.share}
+        return *end[:3], report
 
     def _smooth(self, key, before, buffer, chosen, bound) -> tuple[Array, Any]:
         """(whether the gradient of E may be used, evaluations spent); the same on all devices."""
@@ -368,10 +448,31 @@ class _Run:
         """Of E in one iteration, but for the probe's."""
         config = self.config
         simulated, call, example = self.algorithm.energy_evaluations(self.energy, self.event_shape)
+        shapes = jax.eval_shape(lambda: self.path.sample_prior(jax.random.key(0), self.event_shape))
+        sites = sum(a.size for a in jax.tree.leaves(shapes) if jnp.issubdtype(a.dtype, jnp.integer))
         return (
-            config.num_simulated * (1 + simulated + call * config.num_times)
+            config.num_moves * config.buffer_size * (1 + sites)
+            + config.num_simulated * (1 + simulated + call * config.num_times)
             + config.num_gradient_steps * config.batch_size * example
         )
+
+
+class _Inserted(NamedTuple):
+    """The buffer with a generation in it, the summary of its weights, what it counts, and all together."""
+
+    buffer: buffers.Buffer
+    summary: metrics.PathWeightSummary
+    share: Array
+    count: Array
+
+
+class _Level(NamedTuple):
+    """What `choose_level` returns."""
+
+    level: Array
+    ess: Array
+    alarm: Array
+    num_held: Array
 
 
 class _Chosen(NamedTuple):
@@ -386,12 +487,12 @@ class _Chosen(NamedTuple):
     clipped: Array
 
 
-def _inserted(buffer, item: Item) -> tuple[buffers.Buffer, metrics.PathWeightSummary]:
-    """(the buffer with the states of finite weight in it, the summary of all weights)."""
-    log_weights = item.log_path - item.energy
-    valid = ~importance.nonfinite(log_weights) & jnp.isfinite(item.log_path)
-    safe = jax.tree.map(lambda a: jnp.where(checks.expanded(valid, a), a, jnp.zeros((), a.dtype)), item)
-    return buffers.add(buffer, safe, valid), metrics.summarize(log_weights)
+def _first_step(moments: Any) -> Array:
+    """Log of a tenth of the width of the narrowest part."""
+    is_record = lambda m: isinstance(m, Moments)
+    found = [m.variance for m in jax.tree.leaves(moments, is_leaf=is_record) if is_record(m)]
+    variance = jnp.stack([jnp.mean(v) for v in found] or [jnp.ones(())])
+    return jnp.log(0.1 * jnp.sqrt(jnp.min(jnp.maximum(variance, 1e-12)))).astype(float)
 
 
 def _on_grid(place: Array, grid: Array) -> Array:

@@ -1,11 +1,13 @@
 """The scales of a target from its energy alone: centre, extent and finest length, by descent to minima.
 
 They set the path (sigma_min, sigma_max), the reference that annealing starts from, and the units of
-networks and heads, before anything is trained.
+networks and heads, before anything is trained. Short Metropolis-adjusted chains from the minima give states
+of the target's own spread; on these the length is the one with which an untrained head does best.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,12 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from egm import checks, random
+from egm import checks, moves, random
+from egm.heads.score import level_at, untrained
 from egm.typing import Array, Energy, Key, State
 
-__all__ = ["Scales", "find_scales"]
+__all__ = ["Length", "Scales", "find_length", "find_scales"]
 
 _REACH = 2.5  # S from the centre beyond which the beginning of annealing would lose a minimum
+_WIDER = 1.05  # times S by the minima, from which S is that of the chains
+_BLOCKS, _KEPT, _ROUNDS = 10, 5, 40  # of the chains: blocks, those that are kept, moves a block
+_RATIOS = 2.0 ** (0.5 * np.arange(0, -9, -1))  # lengths tried, in widths of a minimum
+_NUM_NOISES = 24
+_TIE = 0.005  # of the loss a dimension: the longest length this near to the best one is taken
 
 
 class Scales(NamedTuple):
@@ -29,15 +37,20 @@ class Scales(NamedTuple):
     Attributes:
       center: [D] mean of the minima found, each by the number of descents that ended there; where a
         minimum would then lie beyond 2.5 S, each counts once.
-      data_scale: S, root mean square over dimensions of their spread, the width of a minimum included.
+      data_scale: S, root mean square over dimensions of their spread, the width of a minimum included; that
+        of chains from the minima where it is larger by a twentieth.
       radius: largest coordinate of a minimum beyond `center`, three widths of a minimum included.
-      length_scale: the width of a minimum, (dimension of the space / trace of the Hessian)^(1/2), the
-        median over minima.
+      length_scale: s, the length with which a score head (`egm.heads.ScoreHead`) that is not trained has
+        the smallest loss, of those from the width of a minimum to a sixteenth of it; of equals the longest.
       num_minima: how many descents ended in a minimum low enough to count, of all that were started.
       search_radius: of the widest search that found something new; above the one that was asked for
         where the target reaches further than that.
       minima: [M, D] the distinct ones among them, lowest first, at most 256.
       energies: [M] their energies.
+      width: of a minimum, (dimension of the space / trace of the Hessian)^(1/2), the median over minima.
+      lengths: [K] those that were tried for s.
+      losses: [K] the loss of the untrained head with each, its mean over log sigma less that of the
+        smallest one.
     """
 
     center: np.ndarray
@@ -48,6 +61,9 @@ class Scales(NamedTuple):
     search_radius: float = 0.0
     minima: np.ndarray = np.zeros((0, 0))
     energies: np.ndarray = np.zeros(0)
+    width: float = 0.0
+    lengths: np.ndarray = np.zeros(0)
+    losses: np.ndarray = np.zeros(0)
 
 
 def find_scales(
@@ -133,7 +149,8 @@ def find_scales(
             )
         }
         out = _descend(whole, project, num_steps, jnp.asarray(radius, float), start, tokens)
-        ends = _Ends(*(np.asarray(a, np.float64) for a in out))
+        x, value, trace = (np.asarray(a, np.float64) for a in out)
+        ends = _Ends(x, value, trace, jax.tree.map(np.asarray, tokens))
         finite = np.isfinite(ends.value) & np.all(np.isfinite(ends.x), axis=-1) & np.isfinite(ends.trace)
         return ends.where(finite), ends.value
 
@@ -156,36 +173,112 @@ def find_scales(
             f"energy has mean curvature {curvature} at its minima; it must be positive. Was a log-density "
             "passed? The energy is minus that"
         )
-    length = curvature**-0.5
-    distinct = _distinct(low, 3 * length * dimension**0.5)
-    center, data_scale = _normal(low.x, length, dimension)
+    width = float(curvature**-0.5)
+    distinct = _distinct(low, 3 * width * dimension**0.5)
+    center, data_scale = _normal(low.x, width, dimension)
     if np.max(np.linalg.norm(distinct.x - center, axis=-1)) > _REACH * data_scale * dimension**0.5:
-        center, data_scale = _normal(distinct.x, length, dimension)
-    spread = low.x - center
+        center, data_scale = _normal(distinct.x, width, dimension)
+    k_chains, k_noise = random.split(random.derive(key, "chains"))
+    rows = low.where(np.arange(num_starts) % len(low.value))
+    x, tokens = jnp.asarray(rows.x, float), jax.tree.map(jnp.asarray, rows.tokens)
+    states = _chains(whole, _Space(project, dimension), k_chains, x, tokens, jnp.asarray(width, float))
+    beyond = np.asarray(states, np.float64) - center
+    thermal = float(np.sqrt(np.mean(np.sum(beyond**2, axis=-1)) / dimension))
+    if np.isfinite(thermal) and thermal > _WIDER * data_scale:
+        data_scale = thermal
+    found = find_length(k_noise, whole, states, tokens, width, center, data_scale, project)
     return Scales(
         center,
         data_scale,
-        float(np.max(np.abs(spread)) + 3 * length),
-        float(length),
+        float(np.max(np.abs(low.x - center)) + 3 * width),
+        found.length,
         len(low.value),
         radius,
         distinct.x,
         distinct.value,
+        width,
+        found.lengths,
+        found.losses,
     )
 
 
+class Length(NamedTuple):
+    """What `find_length` returns: s, and those tried [K] with their losses [K] above the smallest."""
+
+    length: float
+    lengths: np.ndarray
+    losses: np.ndarray
+
+
+def find_length(
+    key: Key,
+    energy: Callable[[Array, State], Array],
+    states: Array,
+    tokens: State,
+    longest: float,
+    center: Any = 0.0,
+    data_scale: float = 1.0,
+    project: Callable[[Array], Array] | None = None,
+) -> Length:
+    """The length s with which a score head that is not trained has the smallest loss on states of the target.
+
+    Args:
+      key: a typed key.
+      energy: E, `[M] = energy(x [M, D], tokens)`.
+      states: [K, M, D], roughly distributed as the target.
+      tokens: with a leading axis M, held; an empty dict without any.
+      longest: it and shorter ones down to a sixteenth are tried; of equals the longest is taken.
+      center: c, a number or [D]. data_scale: S of the head.
+      project: onto the space of a centred path.
+
+    Returns:
+      Length, on the host. Where no loss is a number, `longest`.
+    """
+    project = (lambda x: x) if project is None else project
+    size = states.shape[-1]
+    dimension = round(float(np.trace(np.asarray(project(jnp.eye(size))))))
+    lengths = longest * _RATIOS
+    center = jnp.broadcast_to(jnp.asarray(center, states.dtype), (size,))
+    losses = _losses(
+        energy, _Space(project, dimension), key, states, tokens, center, data_scale, longest, lengths
+    )
+    losses = np.asarray(losses, np.float64)
+    losses = losses - np.min(losses, initial=np.inf, where=np.isfinite(losses))
+    length = float(np.max(lengths[losses <= _TIE], initial=0.0)) or float(longest)
+    return Length(length, lengths, losses)
+
+
 class _Ends(NamedTuple):
-    """Where descents ended: x [M, D], E [M], trace of the Hessian [M]."""
+    """Where descents ended: x [M, D], E [M], trace of the Hessian [M], and the tokens that were held."""
 
     x: np.ndarray
     value: np.ndarray
     trace: np.ndarray
+    tokens: State
 
     def where(self, mask: np.ndarray) -> _Ends:
-        return _Ends(*(a[mask] for a in self))
+        return jax.tree.map(lambda a: a[mask], self)
 
     def joined(self, other: _Ends) -> _Ends:
-        return _Ends(*(np.concatenate([a, b]) for a, b in zip(self, other, strict=True)))
+        return jax.tree.map(lambda a, b: np.concatenate([a, b]), self, other)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Space:
+    """What `egm.moves` asks of a path."""
+
+    project: Callable[[Array], Array]
+    size: int
+
+    def dimension(self, trailing_size: int) -> int:
+        del trailing_size
+        return self.size
+
+    def standard_normal(self, key: Key, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.project(jax.random.normal(key, shape, dtype))
+
+    def confinement(self, trailing_size: int) -> np.ndarray:
+        return np.ones(trailing_size)
 
 
 def _normal(x: np.ndarray, length: float, dimension: int) -> tuple[np.ndarray, float]:
@@ -260,3 +353,59 @@ def _descend(
 
     trace = jnp.sum(jax.lax.map(curvature, jnp.eye(x.shape[-1], dtype=x.dtype)), axis=0)
     return x, energy(x, tokens), trace
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _chains(
+    energy: Callable[[Array, State], Array], space: Any, key: Key, x: Array, tokens: State, scale: Array
+) -> Array:
+    """[K, M, D] states of short Metropolis-adjusted chains from x [M, D], the last blocks of them."""
+
+    def block(carry, key):
+        y, log_size = carry
+        found = moves.moved(
+            key, lambda y: energy(y, tokens), space, y, log_size, num_rounds=_ROUNDS, scale=scale
+        )
+        return (found.states, found.log_size), found.states
+
+    start = (x, jnp.asarray(-1.0, x.dtype))
+    _, states = jax.lax.scan(block, start, jax.random.split(key, _BLOCKS))
+    return states[-_KEPT:]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _losses(energy, space, key, states, tokens, center, data_scale, width, lengths) -> Array:
+    """[K] of lengths: the loss of a head that is not trained, up to what does not depend on s.
+
+    The mean over log sigma of sigma^2 E|score - target|^2 / D with the noise itself as the target, so that
+    its variance is the same for every s. That is the training loss b^2 |score - target|^2 / D under times
+    that are uniform in log(sigma^2 + s^2), and the head's share of the divergence of the paths.
+    """
+    precision = jnp.full((1, states.shape[-1]), data_scale**-2.0)
+    low, high = jnp.log(0.05 * width), jnp.log(2.5 * data_scale)
+    center = center[None]
+
+    def total(y):
+        return jnp.sum(checks.model_output(energy(y, tokens), "energy", y.shape[:1]))
+
+    def at(index):
+        sigma = jnp.exp(low + (high - low) * (index + 0.5) / _NUM_NOISES).astype(states.dtype)
+        keys = jax.random.split(jax.random.fold_in(key, index), states.shape[0])
+
+        def one(found):
+            x_1, key = found
+            noise = space.standard_normal(key, x_1.shape, x_1.dtype)
+            x = x_1 + sigma * noise
+            own = -space.project(jax.grad(total)(x))
+            ones = jnp.ones((x.shape[0], 1), x.dtype)
+
+            def loss(s):
+                level = level_at(ones, sigma**2 * ones, s)
+                scaled = sigma / level.spread * untrained(own, x - center, level, precision, space.size)
+                return jnp.mean(jnp.sum(scaled * (scaled + 2 * noise), axis=-1)) / space.size
+
+            return jax.lax.map(loss, jnp.asarray(lengths, x.dtype))
+
+        return jnp.mean(jax.lax.map(one, (states, keys)), axis=0)
+
+    return jnp.mean(jax.lax.map(at, jnp.arange(_NUM_NOISES)), axis=0)

@@ -4,18 +4,21 @@ log w = -E(x_1) - log p_0(x_0) + sum over steps of log backward(x_t | x_r) - log
 is an unbiased weight for the partition function whatever the step size and however the generator was
 trained: E[w] = Z over simulated trajectories. The sum over steps is compensated: it is the sum of the
 steps' terms rounded once, however many there are.
+
+A population may be resampled along its path (`Resampling`): where a guess phi_t of the log-marginal tells
+that few trajectories will carry all weight, these go on and the others end. The mean weight stays unbiased.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, collectives, random, summation
+from egm import checks, collectives, importance, random, summation
 from egm.typing import (
     Array,
     CountedProcess,
@@ -30,7 +33,25 @@ from egm.typing import (
     Trajectory,
 )
 
-__all__ = ["draw_prior", "path_log_weights", "simulate", "simulate_reverse"]
+__all__ = ["Resampling", "draw_prior", "path_log_weights", "simulate", "simulate_reverse"]
+
+
+class Resampling(NamedTuple):
+    """When `simulate` resamples its population, and by what.
+
+    After each step but the last the weights are those of a simulation that ends there with the density
+    exp phi_t: log w = phi_t(x_t) - log p_0(x_0) + log_ratio so far. Where their ESS is below the threshold,
+    states are drawn by them (systematically), each with the mean weight.
+
+    Attributes:
+      log_density: phi, `[N] = phi(x [N, *event], t [N])`, unnormalised; -inf where a trajectory may end.
+        Any function gives unbiased weights; the nearer to the log-marginal, the better. Examples:
+        `closed_forms.energy_log_marginal`, `bootstrap.boundary`.
+      threshold: the ESS, a fraction of N, below which they are resampled; 1 for every step.
+    """
+
+    log_density: ModelFn
+    threshold: float = 0.5
 
 
 def draw_prior(key: Key, path: Path, shape: Any, moments: Any = None) -> PriorDraw:
@@ -64,6 +85,7 @@ def simulate(
     times: Array,
     *,
     save_states: bool = False,
+    resampling: Resampling | None = None,
 ) -> Trajectory:
     """Simulate forward from x_0.
 
@@ -75,42 +97,84 @@ def simulate(
         from any other, with their density: `draw_prior` or a `PriorDraw` by hand.
         What is narrower than float32 or int32 goes on in those.
       times: [T] increasing, from `process.times(num_steps)` or `path.times(num_steps)`.
-      save_states: also return the states at all T times.
+      save_states: also return the states at all T times (with `resampling` before it, at each).
+      resampling: resample the N trajectories, of this device, along their path. The mean of
+        their weights exp(`path_log_weights`) stays an unbiased estimate of Z, the product of the mean
+        incremental weights; as they share ancestors (`origin`), its error is to be had from several
+        populations.
 
     Returns:
       Trajectory.
 
     Raises:
-      ValueError: the times are not a strictly increasing vector in [0, 1], a shape does not fit, or the
-        steps from the first time to 1 are fewer than the process needs to finish (`check_steps`).
+      TypeError, ValueError: the times are not a strictly increasing vector in [0, 1], a shape does not
+        fit, or the steps from the first time to 1 are fewer than the process needs to finish (`check_steps`).
     """
     log_prior = None
     if isinstance(x_0, PriorDraw):
         x_0, log_prior = x_0
     x_0, times, keys = _prepare(key, process, generator_fn, x_0, times, save_states, "x_0")
     counts = isinstance(process, FoldingProcess)
+    if resampling is not None:
+        checks.instance(resampling, Resampling, "resampling")
+        checks.function(resampling.log_density, "resampling.log_density")
+        checks.unit_interval(resampling.threshold, "resampling.threshold")
     if log_prior is None:
         log_prior = process.path.prior_log_density(x_0)
     log_prior = checks.model_output(log_prior, "x_0, the PriorDraw's log_density,", keys.shape)
 
-    def body(carry, step):
-        x, log_ratio, folded = carry
+    def body(here, step):
         index, t, r = step
-        keys_here = _step_keys(keys, index)
+        x, keys_here, folded = here.x, _step_keys(keys, index), here.folded
         if isinstance(process, FoldingProcess):
-            x_r, term, here = process.step_with_folds(keys_here, x, generator_fn, t, r)
-            folded = folded + here
+            x_r, term, refused = process.step_with_folds(keys_here, x, generator_fn, t, r)
+            folded = folded + refused
         else:
             x_r, term = process.step(keys_here, x, generator_fn, t, r)
         x_r = jax.tree.map(lambda new, old: new.astype(old.dtype), x_r, x)
-        return (x_r, _add(log_ratio, term), folded), (x_r if save_states else None)
+        here = here._replace(x=x_r, log_ratio=_add(here.log_ratio, term), folded=folded)
+        if resampling is not None:
+            here = _resampled(keys_here, here, resampling, r)
+        return here, (x_r if save_states else None)
 
-    start = (x_0, summation.start(_zeros(keys)), jnp.zeros(keys.shape, jnp.int32) if counts else None)
+    start = _Here(x_0, summation.start(_zeros(keys)), jnp.zeros(keys.shape, jnp.int32) if counts else None)
+    if resampling is not None:
+        start = start._replace(x_0=x_0, log_prior=log_prior, origin=jnp.arange(keys.shape[0]))
     end, states = _scan(body, start, (np.arange(times.size - 1), times[:-1], times[1:]))
-    x_1, log_ratio, folded = end
     if save_states:
         states = jax.tree.map(lambda first, rest: jnp.concatenate([first[None], rest]), x_0, states)
-    return Trajectory(x_0, x_1, summation.finish(log_ratio), states, log_prior, num_folded=folded)
+    if resampling is not None:
+        x_0, log_prior = end.x_0, end.log_prior
+    log_ratio = summation.finish(end.log_ratio)
+    return Trajectory(x_0, end.x, log_ratio, states, log_prior, num_folded=end.folded, origin=end.origin)
+
+
+class _Here(NamedTuple):
+    """Trajectories so far; the last three where they are resampled."""
+
+    x: State
+    log_ratio: summation.Sum
+    folded: Any
+    x_0: State = None
+    log_prior: Any = None
+    origin: Any = None
+
+
+def _resampled(keys: Array, here: _Here, resampling: Resampling, r: Array) -> _Here:
+    """The trajectories resampled where their weights at time r are too uneven; never at the end."""
+    num = keys.shape[0]
+    phi = resampling.log_density(here.x, jnp.full(num, r))
+    phi = checks.model_output(phi, "resampling.log_density", (num,))
+    log_w = phi + summation.finish(here.log_ratio) - here.log_prior
+    record = importance.snis(log_w)
+    due = (record.ess < resampling.threshold) & (record.ess > 0) & (r < 1)
+    index = importance.systematic(random.derive(keys[0], "resampling"), log_w, num)
+    picked = jax.tree.map(lambda a: a[index], here._replace(log_ratio=None))
+    ratio = summation.start(
+        (record.log_mean + picked.log_prior - phi[index]).astype(here.log_ratio.high.dtype)
+    )
+    new = picked._replace(log_ratio=ratio)
+    return jax.tree.map(lambda a, b: jnp.where(due, a, b), new, here)
 
 
 def simulate_reverse(

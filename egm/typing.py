@@ -161,6 +161,8 @@ class Trajectory(NamedTuple):
       log_prior: [N] log p_0(x_0), normalised, p_0 the prior that the simulation starts from.
       num_folded: [N] int32, how many steps were refused because their map is not injective (flows,
         whose log_ratio is then NaN); None where the process has no such steps.
+      origin: [N] int32, which of the N starts a trajectory goes back to, where they were resampled; then
+        log_ratio has, in place of the terms up to there, what gives it the mean weight. Else None.
     """
 
     x_0: State
@@ -169,6 +171,7 @@ class Trajectory(NamedTuple):
     states: State | None
     log_prior: Array
     num_folded: Array | None = None
+    origin: Array | None = None
 
 
 @runtime_checkable

@@ -2,6 +2,7 @@
 
 from egm.energies import lattices
 from egm.energies.conditionals import WithColouring, WithConditionals
+from egm.energies.double_well import DoubleWell4
 from egm.energies.gaussian_mixture import GaussianMixture
 from egm.energies.gb_rbm import GaussianBernoulliRBM
 from egm.energies.ising import Ising
@@ -15,6 +16,7 @@ from egm.energies.spin_models import Potts, SpinGlass
 __all__ = [
     "ChainSettings",
     "CoupledJointMixture",
+    "DoubleWell4",
     "GaussianBernoulliRBM",
     "GaussianMixture",
     "Ising",

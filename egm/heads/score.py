@@ -18,7 +18,10 @@ from egm import checks, divergences, smoothness
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Energy, Gaussian, HeadCounts
 
-__all__ = ["ConditionalScore", "ScoreHead"]
+__all__ = ["ConditionalScore", "Level", "ScoreHead", "clipped", "level_at", "untrained"]
+
+_MOST = 10.0
+"""The skip's bracket is cut at this multiple of sqrt(D)."""
 
 
 class ConditionalScore(NamedTuple):
@@ -201,8 +204,7 @@ class ScoreHead:
             raise ValueError(f"x_t must have shape [B, D], got {x.shape}")
         t = checks.time(t, "t", batch)[:, None]
         alpha, variance = self.path.alpha(t).astype(x.dtype), self.path.variance(t).astype(x.dtype)
-        signal = alpha**2 * self.length_scale**2
-        return _Level(alpha, variance, jnp.sqrt(variance + signal), signal / (variance + signal))
+        return level_at(alpha, variance, self.length_scale)
 
     def _base_variance(self, level, x):
         # A coordinate of isotropic noise on a subspace has less variance than one of the whole space.
@@ -220,13 +222,11 @@ class ScoreHead:
         if output.shape != (*x.shape, 2):
             raise ValueError(f"output must have shape {(*x.shape, 2)}, got {output.shape}")
         center = jnp.broadcast_to(jnp.asarray(self.center, x.dtype), x.shape)
-        precision = self._precision(x)
-        broad = level.variance * precision + level.alpha**2
-        skip = level.spread * (level.alpha * center - x) * precision / broad
+        own = None
         if self.energy_skip and energy is not None:
-            own = level.gate * level.spread / level.alpha * _score(energy, x / level.alpha, self.path)
-            own, _ = self._clip(own, min(self.max_drift_norm or 10.0, 10.0))
-            skip = level.gate * own + (1 - level.gate) * skip
+            own = _score(energy, x / level.alpha, self.path)
+        limit = min(self.max_drift_norm or _MOST, _MOST)
+        skip = untrained(own, x - level.alpha * center, level, self._precision(x), self._dimension(x), limit)
         return self.path.project(skip + checks.wide(output)[..., 0])
 
     def _target(self, target, x, t, level):
@@ -241,29 +241,60 @@ class ScoreHead:
     def _clip(self, normalised, limit):
         if limit is None:
             return normalised, jnp.zeros(normalised.shape[0], bool)
-        # NaN is cut to 0, and counts. The factor is differentiated too: a flow's determinant needs it.
-        finite = jnp.all(jnp.isfinite(normalised), axis=-1, keepdims=True)
-        normalised = jnp.where(finite, normalised, 0.0)
-        most = limit * self._dimension(normalised) ** 0.5
-        # Scaled first, so that squares do not overflow.
-        largest = jax.lax.stop_gradient(jnp.max(jnp.abs(normalised), axis=-1, keepdims=True))
-        unit = jnp.maximum(largest, most)
-        square = jnp.sum(jnp.square(normalised / unit), axis=-1, keepdims=True)
-        share = (most / unit) ** 2
-        factor = jnp.where(square > share, jnp.sqrt(share / jnp.maximum(square, share)), 1.0)
-        return normalised * factor, ~(finite & (square <= share))[:, 0]
+        return clipped(normalised, limit, self._dimension(normalised))
 
     def _dimension(self, x):
         return self.path.dimension(x.shape[-1])
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
     """alpha, sigma^2, b and c at the times of a batch, [B, 1] each."""
 
     alpha: Array
     variance: Array
     spread: Array
     gate: Array
+
+
+def level_at(alpha: Array, variance: Array, length_scale: Any) -> Level:
+    """The level of a head with this s, from alpha and sigma^2, [B, 1] each."""
+    signal = alpha**2 * length_scale**2
+    return Level(alpha, variance, jnp.sqrt(variance + signal), signal / (variance + signal))
+
+
+def untrained(
+    own: Array | None, x: Array, level: Level, precision: Array, dimension: int, limit: float = _MOST
+) -> Array:
+    """[B, D] b times the score of a head whose network says zero.
+
+    Args:
+      own: [B, D] -grad E at x_t / alpha; None for a head without it.
+      x: [B, D] x_t - alpha m.
+      level: of the times.
+      precision: [1, D] 1 / S^2, 0 for angles.
+      dimension: of the space.
+      limit: the bracket is cut at this multiple of sqrt(dimension).
+    """
+    skip = -level.spread * x * precision / (level.variance * precision + level.alpha**2)
+    if own is None:
+        return skip
+    own, _ = clipped(level.gate * level.spread / level.alpha * own, limit, dimension)
+    return level.gate * own + (1 - level.gate) * skip
+
+
+def clipped(normalised: Array, limit: float, dimension: int) -> tuple[Array, Array]:
+    """([B, D] no longer than limit sqrt(dimension), [B] whether it was cut); NaN is cut to 0, and counts."""
+    # The factor is differentiated too: a flow's determinant needs it.
+    finite = jnp.all(jnp.isfinite(normalised), axis=-1, keepdims=True)
+    normalised = jnp.where(finite, normalised, 0.0)
+    most = limit * dimension**0.5
+    # Scaled first, so that squares do not overflow.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(normalised), axis=-1, keepdims=True))
+    unit = jnp.maximum(largest, most)
+    square = jnp.sum(jnp.square(normalised / unit), axis=-1, keepdims=True)
+    share = (most / unit) ** 2
+    factor = jnp.where(square > share, jnp.sqrt(share / jnp.maximum(square, share)), 1.0)
+    return normalised * factor, ~(finite & (square <= share))[:, 0]
 
 
 def _spread(batch: int, most: int = 64) -> np.ndarray:

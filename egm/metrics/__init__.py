@@ -6,6 +6,7 @@ taken backward, can.
 
 from egm.metrics.distances import distance_floor, mode_masses, sample_distance, wasserstein_1d
 from egm.metrics.frechet import frechet_distance, frechet_distance_of_moments
+from egm.metrics.particles import aligned_squared_distances, interatomic_distances
 from egm.metrics.path_weights import (
     PathWeightSummary,
     evidence_upper_bound,
@@ -18,10 +19,12 @@ from egm.metrics.path_weights import (
 
 __all__ = [
     "PathWeightSummary",
+    "aligned_squared_distances",
     "distance_floor",
     "evidence_upper_bound",
     "frechet_distance",
     "frechet_distance_of_moments",
+    "interatomic_distances",
     "jackknife",
     "log_mean_error",
     "mode_masses",

@@ -50,6 +50,9 @@ class Settings(NamedTuple):
       particles: (number, dimension) of a particle system, or None.
       width: of the networks.
       symmetric: E(x, h) = E(-x, 1 - h): networks keep it, and the centre is 0.
+      num_moves: rounds of moves of the buffer's states in an iteration.
+      buffer_size: in generations.
+      ess_target: of the annealing, in generations.
     """
 
     search_radius: float
@@ -63,6 +66,9 @@ class Settings(NamedTuple):
     particles: tuple[int, int] | None = None
     width: int = 128
     symmetric: bool = False
+    num_moves: int = 0
+    buffer_size: int = 5
+    ess_target: float = 0.2
 
 
 def make_path(key: jax.Array, energy: Any, settings: Settings) -> tuple[Any, scales.Scales]:
@@ -178,11 +184,13 @@ def run(name: str, energy: Any, settings: Settings, make_networks: Callable) -> 
     ]
     config = iteration.IterationConfig(
         num_simulated=settings.num_simulated,
-        buffer_size=5 * settings.num_simulated,
+        buffer_size=settings.buffer_size * settings.num_simulated,
         num_gradient_steps=settings.num_gradient_steps // (3 if cost == 8 else 1),
         batch_size=settings.batch_size // cost,
         num_times=settings.num_times,
         ema_decay=0.95 if "bootstrap" in ALGORITHM.value else 0.995,
+        ess_target=settings.ess_target,
+        num_moves=settings.num_moves,
     )
     init, step = iteration.make_iteration(
         algorithm,

@@ -208,6 +208,17 @@ def test_particle_energies_are_their_sums_over_pairs(x64):
     x = rng.normal(size=(4, 8)) * 2
     expected = [particle_loops(well, *each) for each in zip(x, h)]
     np.testing.assert_allclose(well({"x": x, "h": h}), expected, rtol=1e-10)
+    four = energies.DoubleWell4()
+    x = 2 * x
+    gaps = [[np.linalg.norm(a - b) - 4 for a, b in itertools.combinations(y.reshape(4, 2), 2)] for y in x]
+    expected = [sum(0.9 * g**4 - 4 * g**2 for g in each) for each in gaps]
+    np.testing.assert_allclose(four(x), expected, rtol=1e-10)
+    # Two pairs of wells: the value there, and no slope.
+    well = 4 + np.array([-1, 1]) * np.sqrt(20 / 9)
+    pair = energies.DoubleWell4(2, 1)
+    value, slope = jax.vmap(jax.value_and_grad(lambda r: pair(jnp.stack([r, 0.0 * r]))))(jnp.asarray(well))
+    np.testing.assert_allclose(value, -40 / 9, rtol=1e-12)
+    np.testing.assert_allclose(slope, 0, atol=1e-10)
     cluster = energies.LennardJones()
     grid = np.array(list(itertools.product(range(3), repeat=3)))[:13]
     x = (1.1 * grid + 0.1 * rng.normal(size=(4, 13, 3))).reshape(4, 39)
@@ -215,7 +226,9 @@ def test_particle_energies_are_their_sums_over_pairs(x64):
 
 
 @pytest.mark.parametrize(
-    "energy", [energies.JointDoubleWell(), energies.LennardJones(5, 3)], ids=["well", "cluster"]
+    "energy",
+    [energies.JointDoubleWell(), energies.LennardJones(5, 3), energies.DoubleWell4()],
+    ids=["well", "cluster", "four"],
 )
 def test_particle_energies_are_invariant(x64, energy):
     """Under translations, orthogonal maps, and permutations (of kinds too)."""

@@ -1,9 +1,12 @@
 """Metrics against closed forms and SciPy."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.linalg
 import scipy.stats
 
 from egm import metrics
@@ -129,3 +132,25 @@ def test_bad_input(call, message):
 def test_mode_masses_need_floats():
     with pytest.raises(TypeError, match="modes must be floating point, got dtype int"):
         metrics.mode_masses(np.zeros((4, 3)), np.zeros((2, 3), int))
+
+
+def test_distances_within_and_between_clusters(x64):
+    """A cluster turned, reflected, permuted and moved is at distance 0; else SciPy's by all 24 orders."""
+
+    def turned(a, b):
+        return np.sum((a @ scipy.linalg.orthogonal_procrustes(a, b)[0] - b) ** 2)
+
+    rng = np.random.default_rng(3)
+    for dim in (2, 3):
+        x, y = rng.normal(size=(2, 5, 4, dim))
+        q = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+        same = (x[:, [2, 0, 3, 1]] @ q + rng.normal(size=dim)).reshape(5, -1)
+        x, y = x.reshape(5, -1), y.reshape(5, -1)
+        np.testing.assert_allclose(np.diag(metrics.aligned_squared_distances(x, same, 4, dim)), 0, atol=1e-12)
+        found = metrics.aligned_squared_distances(x, y, 4, dim)
+        a, b = (v.reshape(5, 4, dim) - v.reshape(5, 4, dim).mean(1, keepdims=True) for v in (x, y))
+        for i, j in ((0, 0), (1, 4), (3, 2)):
+            best = min(turned(a[i], b[j, list(order)]) for order in itertools.permutations(range(4)))
+            np.testing.assert_allclose(found[i, j], best, rtol=1e-9)
+        expected = [[np.linalg.norm(u - v) for u, v in itertools.combinations(each, 2)] for each in a]
+        np.testing.assert_allclose(metrics.interatomic_distances(x, 4, dim), expected, rtol=1e-12)

@@ -92,7 +92,8 @@ def test_messages(make, message):
 
 
 @pytest.mark.parametrize("make", [egm.energies.Ising, egm.energies.GaussianBernoulliRBM,
-                                  egm.energies.JointDoubleWell, egm.energies.LennardJones])  # fmt: skip
+                                  egm.energies.JointDoubleWell, egm.energies.LennardJones,
+                                  egm.energies.DoubleWell4])  # fmt: skip
 def test_the_librarys_energies_know_their_space(make):
     energy = make(3, 0.4) if make is egm.energies.Ising else make()
     layout = Layout(spaces.of(energy))

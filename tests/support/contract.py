@@ -351,6 +351,8 @@ def _rbm():
 
 _SHORT = egm.energies.ChainSettings(num_chains=128, num_kept=8192, num_warmup=300, thinning=20)
 # For shapes alone: far too short to be held to anything.
+# Two wells with 4.4 between them.
+_COLD = _SHORT._replace(inverse_temperatures=(1.0, 0.5, 0.25))
 _TINY = egm.energies.ChainSettings(num_chains=8, num_kept=32, num_warmup=1, thinning=1, max_r_hat=1e9)
 
 ENERGIES = {
@@ -394,6 +396,10 @@ ENERGIES = {
     "JointDoubleWell": lambda: [
         vector_case(egm.energies.JointDoubleWell(2, 1, _SHORT), [[1.0, -1.0]], scale=2.0),
         vector_case(egm.energies.JointDoubleWell(3, 2, _TINY), scale=2.0),
+    ],
+    "DoubleWell4": lambda: [
+        vector_case(egm.energies.DoubleWell4(2, 1, _COLD), [[1.0, -1.0]], scale=3.0, width=12.0),
+        vector_case(egm.energies.DoubleWell4(3, 2, _TINY), scale=3.0),
     ],
     "LennardJones": lambda: [
         vector_case(egm.energies.LennardJones(2, 1, reference=_SHORT), [[1.0, -1.0]], scale=2.0),

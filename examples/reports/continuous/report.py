@@ -16,7 +16,12 @@ from support.tables import table, with_error, write_results
 def rows_of(results):
     """Rows of the printed table: name, sampler, exact, comparison."""
     rows = []
-    names = {"energy_w1": "W1 of the energy", "x_w2": "W2 of x", "distance_w1": "W1 of the distances"}
+    names = {
+        "energy_w1": "W1 of the energy",
+        "energy_w2": "W2 of the energy",
+        "x_w2": "W2 of x",
+        "distance_w1": "W1 of the distances",
+    }
     for key, name in names.items():
         if key in results:
             value, floor = results[key], results[f"{key}_floor"]

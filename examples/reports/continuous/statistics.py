@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from support.distances import w2
+from support.distances import assigned, w2
 
 import egm
 from egm import metrics
@@ -21,6 +22,7 @@ NUM_MODE_DRAWS = 10  # of 40,000 exact samples: what nearest-mode fractions shou
 MIN_MODE_COUNT = 20  # below a quarter of 20 expected samples falls one Poisson count in 60,000
 
 w1 = jax.jit(metrics.wasserstein_1d)
+energy_w2 = jax.jit(functools.partial(metrics.wasserstein_1d, p=2.0))
 
 
 class Samples(NamedTuple):
@@ -96,9 +98,13 @@ def spins(state):
 
 def particle_distances(energy, x):
     """[N, pairs] distances between particles."""
-    x = np.asarray(x).reshape(-1, energy.num_particles, energy.spatial_dim)
-    i, j = np.triu_indices(energy.num_particles, 1)
-    return np.sqrt(np.sum((x[:, i] - x[:, j]) ** 2, axis=-1))
+    return np.asarray(metrics.interatomic_distances(jnp.asarray(x), energy.num_particles, energy.spatial_dim))
+
+
+def aligned_w2(a, b, energy):
+    """W2 of clusters, permutations, rotations and reflections taken out."""
+    cost = jax.jit(metrics.aligned_squared_distances, static_argnums=(2, 3))
+    return assigned(np.asarray(cost(a, b, energy.num_particles, energy.spatial_dim)))
 
 
 def pooled_w1(a, b):
@@ -109,8 +115,9 @@ def pooled_w1(a, b):
 def distances_to_exact(energy, data):
     """Wasserstein distances between sets of 2,000 and what two exact sets give (the floor).
 
-    The energy always; W2 of x in two dimensions, on 10 sets and 20 floor pairs, the others being on 20
-    and 50; W1 of each coordinate over its floor in more; W1 of the pooled distances of particles.
+    The energy always. W2 of x in two dimensions and, with its symmetries taken out, of few particles, on 10
+    sets and 20 floor pairs, the others being on 20 and 50. W1 of each coordinate over its floor in more
+    dimensions. Of particles W2 of the energy and W1 of the pooled distances.
     """
     results = {}
 
@@ -122,7 +129,11 @@ def distances_to_exact(energy, data):
     x, exact = position(data.state), position(data.exact)
     compare("energy_w1", w1, data.energy, data.exact_energy)
     if hasattr(energy, "num_particles"):
+        compare("energy_w2", energy_w2, data.energy, data.exact_energy)
         compare("distance_w1", pooled_w1, *(particle_distances(energy, a) for a in (x, exact)))
+        if energy.num_particles <= metrics.particles.MAX_PERMUTED and np.all(np.isfinite(x)):
+            aligned = functools.partial(aligned_w2, energy=energy)
+            compare("x_w2", aligned, x, exact, NUM_W2_SETS, NUM_W2_FLOOR_PAIRS)
     elif x.shape[1] == 2:
         if np.all(np.isfinite(x)):  # no assignment otherwise
             compare("x_w2", w2, x, exact, NUM_W2_SETS, NUM_W2_FLOOR_PAIRS)
