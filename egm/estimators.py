@@ -131,7 +131,7 @@ class _Split(NamedTuple):
     size: int  # of a chunk, in samples
     blocks_a_chunk: int
     num_chunks: int
-    first_block: Array  # of this device
+    first_block: Array | int  # of this device
     end: Array | None  # one past this device's last sample; None where there is no surplus to mask
 
     def counted(self, start: Array) -> Array | None:

@@ -25,6 +25,7 @@ from egm import (
     algorithms,
     buffer,
     checks,
+    curves,
     energies,
     evidence,
     importance,
@@ -52,6 +53,8 @@ _NUM_LAST = 14_336
 """States that the figures at the end take: 2,048 to choose the steps, 8,192 forward, up to 4,096 backward."""
 _MOST_LAST = 0.2
 """Share of the time that is kept for them, at most."""
+_FOR_CURVES = 0.1
+"""Share of the time after which no further map for curved coordinates is begun."""
 _MOST_BY_CHAINS = 60
 """Iterations after which chains that led nowhere (ESS below .02) are given up for annealing."""
 _ROUNDS = 4
@@ -130,7 +133,7 @@ def fit(
     found = pilot.explore(k_pilot, canonical, layout, say=say.phase)
     spread = max(1.0, float(np.std(found.energies[np.isfinite(found.log_shares)])))
     _questions.check_proper(k_check, found.coordinates.energy(canonical), layout, 300.0, 3000.0, spread)
-    found = pilot.straightened(k_curve, canonical, found, say.phase)
+    found = curves.straightened(k_curve, canonical, found, _FOR_CURVES * seconds, say.phase)
     moved = _with_conditionals(found.coordinates.energy(canonical), layout)
     design = _design(k_check, found, moved, layout)
     parts = parts_of(design, moved, network)

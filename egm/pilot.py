@@ -17,13 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import evidence, importance, random, scales
+from egm import evidence, random, scales
 from egm import transport as transports
 from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath, WrappedPath
 from egm.spaces import Layout
 from egm.typing import Array, Energy, Key, Moments, State
 
-__all__ = ["Coordinates", "Found", "explore", "straightened"]
+__all__ = ["Coordinates", "Found", "explore", "finest_length", "may_be_turned", "path_of"]
 
 _MOST_WHITENED = 128
 """Dimensions up to which a covariance is estimated and divided out."""
@@ -163,7 +163,7 @@ def explore(
     if not layout.num_coordinates:
         say("tempered chains")
         rounds = max(1, min(10, 640 // layout.num_sites))
-        path, event = _path(layout), layout.event_shape
+        path, event = path_of(layout), layout.event_shape
         chains = _chains(k_chains, energy, path, event, None, 2 * num_groups, num_chains, rounds)
         return _found(identity, energy, [(chains, identity)], 1.0, 0, True)
     if layout.angles.any():
@@ -190,109 +190,6 @@ def explore(
         say("tempered chains from afar")
         runs.append((_run(k_wide, wide, energy, layout, num_chains, num_groups, smooth), wide))
     return _found(identity, energy, runs, None, 0 if minima is None else len(minima.energies), smooth)
-
-
-def straightened(key: Key, energy: Energy, found: Found, say: Callable[[str], None]) -> Found:
-    """`found` in coordinates in which the chains' states look normal, where a map makes them so.
-
-    The chains go on, a map is learned from their states, the chains go on in its coordinates, where they
-    mix better, and so forth. It is judged by chains that it has not seen, and taken where it is worth more
-    than chance, the target has become smoother, and E is finite where the map sends a normal.
-
-    Args:
-      key: a typed key.
-      energy: E on the layout's states.
-      found: of `explore`.
-      say: told what is being done.
-
-    Returns:
-      Found, its states moved on; with the coordinates of before where no map is of use. Unchanged without
-      a gradient, with tokens, particles, angles or grids.
-    """
-    layout = found.coordinates.layout
-    plain = _whitened(layout) and not layout.num_sites and not layout.angles.any()
-    if not (plain and found.smooth and layout.num_coordinates >= 2):
-        return found
-    k_start, k_moves, k_fit, k_covered = random.split(key, 4)
-    held = np.asarray(jax.random.permutation(random.derive(key, "sides"), len(found.log_shares))) % 4 == 0
-    linear = found.coordinates
-    curved = transports.near_identity(k_start, transports.CouplingMap(layout.num_coordinates))
-    move, now, gain = _mover(energy, dataclasses.replace(linear, transport=curved)), found, np.zeros(1)
-    for turn in range(_TURNS):
-        say(f"curved coordinates, {turn + 1} of {_TURNS}")
-        now = _in_coordinates(energy, now, dataclasses.replace(linear, transport=curved))
-        now, x, chains = _further(random.derive(k_moves, f"{turn}"), move, now)
-        x = linear.linear(now.coordinates.apply(x))
-        sides = jnp.asarray(x[~held[chains]]), jnp.asarray(x[held[chains]])
-        curved, gain = transports.fit(random.derive(k_fit, f"{turn}"), *sides, start=curved)
-        if not gain.mean() > max(0.02 * layout.num_coordinates, 3 * gain.std() / np.sqrt(held.sum())):
-            return _in_coordinates(energy, now, linear)
-    now = _in_coordinates(energy, now, dataclasses.replace(linear, transport=curved))
-    say(
-        f"curved coordinates: {gain.mean():.3g} nats nearer to a normal, length {found.length_scale:.3g} "
-        f"-> {now.length_scale:.3g}"
-    )
-    useful = now.length_scale > found.length_scale and _covered(
-        k_covered, now.coordinates.energy(energy), layout
-    )
-    return now if useful else _in_coordinates(energy, now, found.coordinates)
-
-
-_TURNS = 4
-"""Maps learned one after the other."""
-_FURTHER = 4
-"""Times that the chains are moved on for each."""
-
-
-def _mover(energy: Energy, coordinates: Coordinates) -> Callable[..., tuple[Array, Array]]:
-    """(states [N, D], E [N]) = move(key, states, the map's parameters): rounds that keep exp(-E)."""
-    layout, curved = coordinates.layout, coordinates.transport
-    unit = Moments(jnp.zeros(layout.num_coordinates), jnp.ones(layout.num_coordinates))
-
-    @jax.jit
-    def move(key, x, params):
-        there = dataclasses.replace(coordinates, transport=dataclasses.replace(curved, params=params))
-        return evidence.moved(key, there.energy(energy), _path(layout), x, unit, num_rounds=4)
-
-    return move
-
-
-def _further(key: Key, move: Callable[..., Any], found: Found) -> tuple[Found, np.ndarray, np.ndarray]:
-    """(found with states moved on, [N, D] some on the way, the chain [N] of each), drawn by weight."""
-    shares, params = jnp.asarray(found.log_shares, float), found.coordinates.transport.params
-    x, e, seen, chains = jnp.asarray(found.states), found.energies, [], []
-    for i in range(_FURTHER):
-        k_move, k_draw = random.split(random.derive(key, f"{i}"))
-        x, e = move(k_move, x, params)
-        chosen = np.asarray(importance.systematic(k_draw, shares, len(shares)))
-        chains.append(chosen)
-        seen.append(np.asarray(x)[chosen])
-    now = found._replace(states=np.asarray(x), energies=np.asarray(e, np.float64))
-    return now, np.concatenate(seen), np.concatenate(chains)
-
-
-def _in_coordinates(energy: Energy, found: Found, coordinates: Coordinates) -> Found:
-    """The same states in other coordinates; what has no energy there stands for nothing."""
-    z = coordinates.invert(found.coordinates.apply(jnp.asarray(found.states)))
-    moved = coordinates.energy(energy)
-    e = np.asarray(jax.jit(moved)(z), np.float64)
-    z = np.asarray(z)
-    usable = np.isfinite(e) & np.all(np.isfinite(z), axis=1)
-    z, shares = np.where(usable[:, None], z, 0.0), np.where(usable, found.log_shares, -np.inf)
-    return found._replace(
-        coordinates=coordinates,
-        length_scale=_length(moved, coordinates.layout, z, shares),
-        states=z,
-        log_shares=shares,
-        energies=e,
-    )
-
-
-def _covered(key: Key, energy: Energy, layout: Layout) -> bool:
-    """Whether E is finite where a map sends a normal, and nearly everywhere where it sends a wider one."""
-    z = jax.random.normal(key, (4096, layout.num_coordinates))
-    finite = [np.mean(np.isfinite(np.asarray(jax.jit(energy)(scale * z)))) for scale in (1.0, 1.5)]
-    return bool(finite[0] > 0.999 and finite[1] > 0.99)
 
 
 def _agree(log_z: np.ndarray) -> bool:
@@ -324,7 +221,7 @@ def _dimension(layout: Layout) -> int:
     return layout.num_coordinates - dim
 
 
-def _path(layout: Layout, vector: Any = None) -> Any:
+def path_of(layout: Layout, vector: Any = None) -> Any:
     """A path that says where the parts live."""
     if vector is None:
         circular = tuple(layout.angles.tolist())
@@ -338,7 +235,7 @@ def _path(layout: Layout, vector: Any = None) -> Any:
 
 def _descend(key, energy, layout) -> scales.Scales | None:
     """Minima by descent, searched ever wider; None where the energy has no curvature to go by."""
-    path = _path(layout)
+    path = path_of(layout)
     vector = path.paths["x"] if isinstance(path, ProductPath) else path
     try:
         return scales.find_scales(
@@ -359,7 +256,7 @@ def _descend(key, energy, layout) -> scales.Scales | None:
         raise
 
 
-def _whitened(layout: Layout) -> bool:
+def may_be_turned(layout: Layout) -> bool:
     """Whether the coordinates may be turned: no particles, no grid, not too many."""
     free = not any(getattr(space, "periodic", False) for space in layout.leaves)
     return free and layout.particles is None and layout.num_coordinates <= _MOST_WHITENED
@@ -367,7 +264,7 @@ def _whitened(layout: Layout) -> bool:
 
 def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinates:
     """Coordinates in which the normal approximation at the minima has unit covariance."""
-    if not _whitened(layout):
+    if not may_be_turned(layout):
         center = minima.center if layout.particles is None else np.zeros_like(minima.center)
         return _isotropic(layout, center, minima.data_scale)
     x = np.asarray(minima.minima[:16])
@@ -436,7 +333,15 @@ def _run(key, coordinates, energy, layout, num_chains, num_groups, smooth):
     sites = max(layout.num_sites, 1)
     rounds = max(2, min(10, 640 // sites))
     return _chains(
-        key, moved, _path(layout), layout.event_shape, start, num_groups, num_chains, rounds, gradient=smooth
+        key,
+        moved,
+        path_of(layout),
+        layout.event_shape,
+        start,
+        num_groups,
+        num_chains,
+        rounds,
+        gradient=smooth,
     )
 
 
@@ -483,7 +388,7 @@ def _found(identity, energy, runs, length, num_minima, smooth) -> Found:
         return Found(identity, 1.0, x, log_z, shares, e, num_minima, smooth)
     coordinates = _fitted(layout, vector, shares, runs[0][1])
     z = jax.device_get(coordinates.invert(jax.tree.map(jnp.asarray, x)))
-    length = _length(coordinates.energy(energy), layout, z, shares) if smooth else 0.25
+    length = finest_length(coordinates.energy(energy), layout, z, shares) if smooth else 0.25
     return Found(coordinates, length, z, log_z, shares, e - coordinates.log_det, num_minima, smooth)
 
 
@@ -502,7 +407,7 @@ def _fitted(layout: Layout, x: np.ndarray, log_shares: np.ndarray, first: Coordi
         unit = first.matrix[np.ix_(line, line)]
         center[line], covariance[np.ix_(line, line)] = _normal(x[:, line], w, first.center[line], unit)
         return _linear(layout, center, covariance)
-    if _whitened(layout):
+    if may_be_turned(layout):
         root = first.matrix if np.ndim(first.matrix) else first.matrix * np.eye(x.shape[1])
         return _linear(layout, *_normal(x, w, first.center, root))
     z = _drawn_in((x - first.center) / first.matrix, w)
@@ -561,7 +466,7 @@ def _significant(covariance: np.ndarray, num: float) -> np.ndarray | None:
     return kept * sd * sd[:, None] if chance else None
 
 
-def _length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, num: int = 512) -> float:
+def finest_length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, num: int = 512) -> float:
     """s = (D / E |grad E|^2)^(1/2), the largest twentieth left out; at most 1, the target's own width.
 
     Shorter where an untrained head does better with that: behind walls, where a noised state is far up.
@@ -582,7 +487,7 @@ def _length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, nu
     length = float(np.clip((_dimension(layout) / kept) ** 0.5, 1e-3, 1.0))
     if layout.angles.any():
         return length
-    path = _path(layout)
+    path = path_of(layout)
     space = path.paths["x"] if isinstance(path, ProductPath) else path
     found = scales.find_length(
         jax.random.key(0),

@@ -252,7 +252,7 @@ def _gains(module: CouplingMap, params: PyTree, held: Array) -> Array:
 
 
 def _log_density(module: CouplingMap, params: PyTree, x: Array) -> Array:
-    z, log_det = module.apply(params, x, method="inverse")
+    z, log_det = Transport(module, params).invert(x)
     return _normal(z) - log_det
 
 

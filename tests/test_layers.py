@@ -44,7 +44,7 @@ LAYERS = [
     ["egm.checkpoint"],
     ["egm.spaces", "egm.transport"],
     ["egm.pilot", "egm.batching"],
-    ["egm._questions", "egm.sampler"],
+    ["egm._questions", "egm.curves", "egm.sampler"],
     ["egm.fitting", "egm.refinement"],
     ["egm"],
     ["energymatch.schedules", "energymatch.couplings", "energymatch.images", "energymatch.preprocessing"],

@@ -87,13 +87,24 @@ def test_the_coordinates_keep_log_z(x64):
     np.testing.assert_allclose(curved.invert(curved.apply(z)), z, atol=1e-6)
 
 
-def test_a_bent_ridge_is_straightened_and_saved(tmp_path):
+@pytest.mark.slow
+def test_a_bent_ridge_is_straightened():
     """x_2 ~ N(x_1^2, .1^2) given x_1 ~ N(0, 1): log Z = log(2 pi .1)."""
     energy = lambda x: 0.5 * x[0] ** 2 + 0.5 * (x[1] - x[0] ** 2) ** 2 / 0.1**2
     sampler = egm.fit(jax.random.key(0), energy, spaces.Real(2), iterations=12, progress=False)
     assert sampler.coordinates.transport is not None
     exact = np.log(2 * np.pi * 0.1)
     assert abs(sampler.log_z - exact) < 4 * sampler.log_z_error < 0.2
+
+
+def test_a_sampler_with_a_map_is_saved(tmp_path):
+    energy = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+    layout = spaces.Layout(spaces.Real(2))
+    coordinates = pilot.Coordinates(layout, np.zeros(2), np.eye(2), 0.0, _map(2))
+    design = egm.sampler.Design(layout, width=8, num_times=5)
+    parts = egm.sampler.parts_of(design, coordinates.energy(energy))
+    unit = egm.typing.Moments(jnp.zeros(2), jnp.ones(2))
+    sampler = egm.Sampler(energy, design, coordinates, unit, jax.device_get(parts.init(jax.random.key(0))))
     sampler.save(tmp_path / "bent")
     again = egm.Sampler.load(tmp_path / "bent", energy)
     draws = [s.sample(jax.random.key(3), 500) for s in (sampler, again)]
