@@ -93,7 +93,6 @@ class DenoiserHead:
         logits = jnp.where(some, logits, 0.0)
         if x_t is not None:
             x_t, logits, t = self._checked(x_t, logits, t)
-            some = some & self.path.open_sites(x_t, t)[..., None]
             logits = self._informed(logits, x_t, t)
         return jnp.where(some, jax.nn.softmax(logits, axis=-1), plain)
 
