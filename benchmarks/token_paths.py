@@ -3,16 +3,16 @@
   python benchmarks/token_paths.py [--seconds=10] [--seeds=1] [--targets=ising_5,ising_10,potts_5]
 
 Seconds are those of this process on all its cores (`time.process_time`), compiling left out, so that other
-work on the machine does not count. Each arm trains by the weighted conditional loss with Rao-Blackwell targets,
-L network calls a trajectory, and is then simulated with the averaged parameters:
+work on the machine does not count. Each arm trains by the weighted conditional loss with Rao-Blackwell
+targets, L network calls a trajectory, and is then simulated with the averaged parameters:
 
   any order   masked, one random site a step: no error from the steps, L calls
   masks       masked, `JumpProcess`: each site by itself in each of L (and 4 L) steps
   uniform     `UniformPath`, `JumpProcess`: the same, every site may change in every step
 
 Closed conditionals that an energy offers to masked states (`revealed_conditionals`) are hidden, so that the
-network learns everything; `closed` is any order with them. The first table needs no network: the exact denoiser
-of the 3x3 Ising lattice, and what the number of steps alone costs.
+network learns everything; `closed` is any order with them. The first table needs no network: the exact
+denoiser of the 3x3 Ising lattice, and what the number of steps alone costs.
 """
 
 import itertools
