@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from own_parts import only
 from token_problem import uniform_problem
 
 import egm
@@ -273,6 +274,51 @@ def test_networks_see_the_time_and_no_noise(make):
         network.apply(params, x)
 
 
+def test_an_own_path_of_tokens():
+    """Process and head ask for what `TokenPath` names and no more: the same numbers."""
+    own, t = only(TokenPath, PATH), times(0.4)
+    x = jnp.asarray(STATES)
+    logits = jnp.sin(jnp.arange(x.size * 3.0)).reshape(*x.shape, 3)
+
+    def run(path):
+        head, process = heads.DenoiserHead(path), JumpProcess(path)
+        generator = lambda x, t: head.generator(logits, x, t)
+        trajectory = egm.simulate(KEY, process, generator, x, process.times(3))
+        target = head.conditional_target(x, x[::-1], t, CONDITIONALS)
+        return trajectory[:3], target, head.divergence(target, logits, x, t)
+
+    jax.tree.map(np.testing.assert_array_equal, run(own), run(PATH))
+
+
+def test_a_mixed_state_of_vectors_and_uniform_tokens():
+    """log Z is unbiased for a wrong generator, whose score of x sees what the head makes of the tokens."""
+    energy = egm.energies.JointGaussianMixture(dim=2, sigma=1.0)
+    vector, tokens = egm.paths.VarianceExplodingPath(0.3, 3.0), UniformPath(2)
+    process = egm.processes.ProductProcess(
+        {"x": egm.processes.DiffusionProcess(vector), "h": JumpProcess(tokens)}
+    )
+    head = heads.ProductHead({"x": heads.ScoreHead(vector, 0.5, 1.0), "h": heads.DenoiserHead(tokens)})
+
+    def output(s, t):
+        logits = jnp.stack([jnp.zeros_like(s["x"]), 0.7 * s["x"]], axis=-1)
+        return {"x": 0.1 * jnp.ones((*s["x"].shape, 2)), "h": logits}
+
+    @jax.jit
+    def run():
+        x_0 = egm.draw_prior(KEY, process.path, {"x": (8000, 2), "h": (8000, 2)})
+        generator = lambda s, t: head.generator(output(s, t), s, t, energy)
+        trajectory = egm.simulate(KEY, process, generator, x_0, process.times(20))
+        return egm.path_log_weights(energy, process.path, trajectory)
+
+    w = np.exp(np.asarray(run(), np.float64) - energy.log_partition())
+    assert abs(w.mean() - 1) < 5 * w.std() / np.sqrt(w.size) and w.std() > 0.05
+    state = {"x": jnp.ones((3, 2)), "h": jnp.array([[0, 1], [1, 1], [0, 0]])}
+    t = jnp.array([0.3, 0.3, 1.0])
+    came = head.generator(output(state, t), state, t, energy)
+    np.testing.assert_allclose(came["h"].sum(-1), 1.0, rtol=1e-6)
+    np.testing.assert_array_equal(came["h"][2], jax.nn.one_hot(state["h"][2], 2))
+
+
 def make_algorithm(name):
     path = UniformPath(2)
     denoiser = networks.MLPDenoiser(2, width=32, depth=2, visibility=path.kappa)
@@ -311,7 +357,7 @@ def test_every_algorithm_learns_a_sampler(name):
     )
     state, step = init(params), jax.jit(step)
     ess = []
-    for i in range(8):
+    for i in range(14):
         state, report = step(jax.random.fold_in(KEY, i), state)
         ess.append(float(report["ess"]))
     assert ess[0] < 0.5 and np.mean(ess[-4:]) > 0.8, ess
