@@ -319,6 +319,12 @@ def test_a_mixed_state_of_vectors_and_uniform_tokens():
     np.testing.assert_array_equal(came["h"][2], jax.nn.one_hot(state["h"][2], 2))
 
 
+def test_tempered_chains_take_the_path():
+    """Chains know V and the space by it: the states are those of the masked path's, number for number."""
+    run = lambda path: egm.evidence.tempered_chains(KEY, PROBLEM, path, (3,), num_chains=64, num_moves=2).x
+    np.testing.assert_array_equal(run(PATH), run(MaskedPath(3)))
+
+
 def make_algorithm(name):
     path = UniformPath(2)
     denoiser = networks.MLPDenoiser(2, width=32, depth=2, visibility=path.kappa)
