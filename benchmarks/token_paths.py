@@ -7,7 +7,7 @@ work on the machine does not count. Each arm trains by the weighted conditional 
 targets, L network calls a trajectory, and is then simulated with the averaged parameters:
 
   any order   masked, one random site a step: no error from the steps, L calls
-  masks       masked, `JumpProcess`: each site by itself in each of L (and 4 L) steps
+  masks       masked, `JumpProcess`: each site by itself in each of L and of 4 L steps
   uniform     `UniformPath`, `JumpProcess`: the same, every site may change in every step
 
 Closed conditionals that an energy offers to masked states (`revealed_conditionals`) are hidden, so that the
@@ -31,6 +31,9 @@ SECONDS = flags.DEFINE_float("seconds", 10.0, "Seconds of training an arm.")
 SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds an arm.")
 TARGETS = flags.DEFINE_list("targets", ["ising_5", "ising_10", "potts_5"], "Which targets.")
 ARMS = flags.DEFINE_list("arms", ["closed", "any order", "masks", "uniform"], "Which arms.")
+MULTIPLES = flags.DEFINE_list(
+    "multiples", ["1", "4"], "Steps of the figures, in multiples of L; masks, uniform."
+)
 NUM_SAMPLES = flags.DEFINE_integer("num_samples", 2000, "Trajectories of the figures.")
 
 
@@ -103,7 +106,7 @@ def train(name, energy, side, seed):
         jax.block_until_ready(report)
         count += 1
     generator = algorithm.generator(egm.training.average(state.train), energy)
-    lengths = (sites,) if name in ("closed", "any order") else (sites, 4 * sites)
+    lengths = [sites * int(m) for m in (["1"] if name in ("closed", "any order") else MULTIPLES.value)]
     return {n: figures(k_report, energy, process, generator, sites, n) for n in lengths}, 50 * count
 
 

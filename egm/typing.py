@@ -390,6 +390,10 @@ class TokenPath(Path, Protocol):
         """
         ...
 
+    def site_weights(self, x: Array, t: Time | None = None) -> Array:
+        """[..., L] what a site weighs in a denoiser's loss, 0 where it is closed (t None: before 1)."""
+        ...
+
     def entropy_left(self, num_sites: int, t: Time) -> Array:
         """Most that the marginal of any target may lose of its entropy between t and 1, in nats."""
         ...

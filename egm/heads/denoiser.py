@@ -59,15 +59,17 @@ class DenoiserHead:
     def divergence(
         self, target: Array, output: Array, x_t: Array, t: Array | None = None, energy: Any = None
     ) -> Array:
-        """[B] mean over the open sites of the KL divergence; 0 where no site is open.
+        """[B] sum over the open sites of their weight (`TokenPath.site_weights`) times the KL divergence.
+
+        On the masked path that is the mean over the masked sites; 0 where no site is open.
 
         With an order: the sum over the sites that it reveals next, in expectation, over their mean number;
         the mean over its steps is the divergence of the trajectories a site. Sites whose conditionals the
         energy knows in closed form weigh 0.
 
-        On the masked path, with t uniform and kappa_t = t this is, up to a factor, the time integral of the
-        Poisson KL between the rates of the chain, which weighs the sum over masked sites by 1/(1 - kappa_t):
-        given the number n of masked sites that weight has mean (L + 1)/n.
+        With masks, t uniform and kappa_t = t this is, up to a factor, the time integral of the Poisson KL
+        between the rates of the chain, which weighs the sum over masked sites by 1/(1 - kappa_t): given the
+        number n of masked sites that weight has mean (L + 1)/n.
         """
         x_t, output, t = self._checked(x_t, output, t)
         weights = self._site_weights(x_t, t, energy).astype(output.dtype)
@@ -123,11 +125,10 @@ class DenoiserHead:
 
     def _site_weights(self, x_t: Array, t: Array | None, energy: Any) -> Array:
         """[B, L] what the sites weigh in the loss."""
-        open_ = self.path.open_sites(x_t, t)
         if self.order is None:
-            count = jnp.sum(open_, axis=-1, keepdims=True)
-            weights = open_ / jnp.maximum(count, 1)
+            weights = self.path.site_weights(x_t, t)
         else:
+            open_ = self.path.open_sites(x_t, t)
             weights = jax.vmap(self.order.weights)(~open_) * (self.order.num_steps / x_t.shape[-1])
         closed = self._closed(energy)
         return weights if closed is None else jnp.where(closed(x_t)[1], 0.0, weights)

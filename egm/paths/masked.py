@@ -90,6 +90,11 @@ class MaskedPath:
         del t
         return jnp.zeros((*x_t.shape, self.vocab_size))
 
+    def site_weights(self, x: Array, t: Time | None = None) -> Array:
+        """[..., L] one over the number of masked sites, at each of them."""
+        hidden = self.open_sites(x, t)
+        return hidden / jnp.maximum(jnp.sum(hidden, axis=-1, keepdims=True), 1)
+
     def entropy_left(self, num_sites: int, t: Time) -> Array:
         """What the marginal may lose of its entropy between t and 1, in nats: L log V (1 - kappa_t)."""
         return num_sites * math.log(self.vocab_size) * (1 - self.kappa(t))

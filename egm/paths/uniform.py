@@ -94,6 +94,18 @@ class UniformPath:
         odds = jnp.log1p(self.vocab_size * kappa / jnp.where(open_, 1 - kappa, 1.0))
         return jnp.where(open_, odds, 0.0)[..., None, None] * self._one_hot(x_t)
 
+    def site_weights(self, x: Array, t: Time | None = None) -> Array:
+        """[..., L] 2 kappa/(1 - kappa^2) over L before t = 1.
+
+        With it a small error of the denoiser costs in cross-entropy what it costs in evidence, by the Poisson
+        KL of the rates, both near t = 0 and near 1.
+        """
+        weights = self.open_sites(x, t) / x.shape[-1]
+        if t is None:
+            return weights
+        kappa = self.kappa(checks.time(t, "t", self.batch_shape(x)))
+        return weights * (2 * kappa / ((1 + kappa) * jnp.maximum(1 - kappa, _FIRST_KAPPA)))[..., None]
+
     def entropy_left(self, num_sites: int, t: Time) -> Array:
         """What the marginal may lose of its entropy from t to 1, in nats: L times that of one noised token.
 

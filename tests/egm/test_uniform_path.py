@@ -159,9 +159,26 @@ def test_the_head_adds_what_a_token_says_of_itself(x64):
     kernel = np.asarray(t)[:, None, None] * np.eye(3)[STATES] + (1 - np.asarray(t))[:, None, None] / 3
     expected = kernel * prior / (kernel * prior).sum(-1, keepdims=True)
     np.testing.assert_allclose(head.generator(logits, x, t), expected, rtol=1e-9)
-    # At t = 1 there is nothing to learn.
-    loss = head.divergence(jnp.full(logits.shape, 1 / 3), logits, x, t)
-    assert loss[-1] == 0 and np.all(np.asarray(loss[:-1]) > 0)
+    # At t = 1 there is nothing to learn, and at t = 0 nothing that counts.
+    loss = np.asarray(head.divergence(jnp.full(logits.shape, 1 / 3), logits, x, t))
+    assert loss[0] == loss[-1] == 0 and np.all(loss[1:-1] > 0)
+
+
+@pytest.mark.parametrize("kappa", [0.003, 0.997])
+def test_weights_make_the_loss_that_of_the_rates(x64, kappa):
+    """A small error costs in the head's loss what it costs in the Poisson KL of the rates, at either end.
+
+    On one site, to order kappa or 1 - kappa: the mean over x_t from its marginal of a law of three tokens.
+    """
+    head, x, t = heads.DenoiserHead(PATH), jnp.array([[0], [1], [2]]), jnp.full(3, kappa)
+    logits = jnp.broadcast_to(jnp.array([0.2, -0.1, 0.3]), (3, 1, 3))
+    other = logits + 1e-3 * jnp.array([1.0, 0.3, -0.9])[None, None]
+    exact, wrong = head.generator(logits, x, t), head.generator(other, x, t)
+    marginal = kappa * jax.nn.softmax(logits[0, 0]) + (1 - kappa) / 3
+    loss = head.divergence(exact, other, x, t) - head.divergence(exact, logits, x, t)
+    a, b = PATH.rates(exact, x, t), PATH.rates(wrong, x, t)
+    poisson = jnp.sum(jnp.where(a > 0, a * jnp.log(a / jnp.where(a > 0, b, 1.0)) - a + b, 0.0), axis=(1, 2))
+    np.testing.assert_allclose(marginal @ loss, marginal @ poisson, rtol=0.03)
 
 
 def test_signed_targets_have_their_minimum_at_the_denoiser(x64):
