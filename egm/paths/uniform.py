@@ -98,7 +98,7 @@ class UniformPath:
         """[..., L] 2 kappa/(1 - kappa^2) over L before t = 1.
 
         With it a small error of the denoiser costs in cross-entropy what it costs in evidence, by the Poisson
-        KL of the rates, both near t = 0 and near 1.
+        KL of the rates: near t = 1, and near 0 where the denoiser is about uniform.
         """
         weights = self.open_sites(x, t) / x.shape[-1]
         if t is None:
