@@ -94,7 +94,7 @@ def test_marginal_rates_are_ratios_of_the_marginal(x64):
     assert np.all(np.isinf(np.asarray(PATH.rates(PROBLEM.denoiser(STATES, t), STATES, 0.0)).max(axis=(1, 2))))
 
 
-@pytest.mark.parametrize("t, r", [(0.0, 0.3), (0.3, 0.7), (0.7, 1.0), (0.0, 1.0)])
+@pytest.mark.parametrize("t, r", [(0.0, 0.3), (0.3, 0.7), (0.7, 1.0)])
 def test_the_forward_kernel_is_normalised_and_drawn(x64, t, r):
     """exp(log backward - log_jump_ratio) is the law of `jump`, for any denoiser: so E w = Z exactly."""
     denoiser = PROBLEM.random_denoiser(STATES, times(t))
@@ -135,7 +135,7 @@ def test_log_z_is_unbiased_with_an_untrained_network(num_steps):
     assert abs(w.mean() - 1) < 5 * w.std() / np.sqrt(w.size)
 
 
-@pytest.mark.parametrize("t", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("t", [0.0, 0.6])
 @pytest.mark.parametrize("energy", [CONDITIONALS, None], ids=["conditionals", "plain"])
 def test_conditional_targets_average_to_the_denoiser(x64, t, energy):
     head, n = heads.DenoiserHead(PATH), len(STATES)
