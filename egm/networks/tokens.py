@@ -221,7 +221,7 @@ def _shown(module: nn.Module, x: Array, t: Array | None) -> Array | None:
     """[N] the module's visibility at t, or None without one."""
     if module.visibility is None:
         return None
-    return module.visibility(checks.time(t, "t", x.shape[:1]))
+    return checks.function(module.visibility, "visibility")(checks.time(t, "t", x.shape[:1]))
 
 
 def _log_odds(shown: Array, vocab_size: int) -> Array:
