@@ -66,7 +66,7 @@ def terminal(energy: Energy) -> ModelFn:
 
 
 def relative_boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
-    """g(x, t), with -E(x) in its place wherever x_1 is known: no mask left, t = 1 on Gaussian paths.
+    """g(x, t), with -E(x) in its place wherever x_1 is known: no mask left, t = 1 on other paths.
 
     Both branches stay finite for gradients, E never sees a mask, and is evaluated only in calls in which
     it stands somewhere.
@@ -124,9 +124,10 @@ def boundary(energy: Energy, g: ModelFn, path: Path) -> ModelFn:
 class LocalGenerator:
     """The exact marginal generator of a phi (or g), without samples: the h -> 0 limit of bootstrapping.
 
-    On tokens the denoiser is a softmax over phi(x with site i <- v), and phi and g give the same one;
-    with `at_sites` only the sites that a process is about to reveal are evaluated, V states each. On
-    Gaussian paths the velocity follows from the score, the gradient of phi, which is that of g.
+    On tokens the denoiser follows from phi(x with site i <- v), on the masked path as the softmax over v, and
+    phi and g give the same one; with `at_sites` (masks) only the sites that a process is about to reveal are
+    evaluated, V states each. On Gaussian paths the velocity follows from the score, the gradient of phi,
+    which is that of g.
 
     Attributes:
       path: the path.
@@ -163,19 +164,21 @@ def local_target(
 ) -> Array:
     """Targets for g(x_t, t) from the exact recursion g_t(x) = log E_{q_{r|t}} exp g_r(x_r), no samples.
 
-    On tokens g(x) = log mean_v g(x with site i <- v) holds for every masked site i at a fixed time, and
-    one is drawn uniformly: V evaluations, no error. On Gaussian paths r is one step of `path.times`
-    ahead, and the mean over the proposal N(m, w I) is a cubature of its 2 D sigma points, turned at
-    random, around m + w grad g_r(m), where the integrand's slope is gone: exact for g linear in x, and
-    its error is of second order in w times the curvature. In a product the parts take turns at random.
+    With masks g(x) = log mean_v exp g(x with site i <- v) holds for every masked site i at a fixed time, and
+    one is drawn uniformly: V evaluations, no error. On the uniform path r is one step of `path.times` ahead,
+    and every site changes by itself: exact where g_r is a sum over sites, 1 + L (V - 1) evaluations. On
+    Gaussian paths r is such a step too, and the mean over the proposal N(m, w I) is a cubature of its 2 D
+    sigma points, turned at random, around m + w grad g_r(m), where the integrand's slope is gone: exact for g
+    linear in x, and its error is of second order in w times the curvature. In a product the parts take turns
+    at random.
 
     Args:
       key: a typed key, or [B] keys.
       boundary_g: from `relative_boundary`, closed over target parameters.
-      path: a masked or Gaussian path, a product of them, or any `egm.typing.LocalPath`.
+      path: a path of tokens or a Gaussian one, a product of them, or any `egm.typing.LocalPath`.
       x_t: state with one batch axis B.
       t: [B], at least t_min.
-      num_steps: of the grid `path.times` on Gaussian paths.
+      num_steps: of the grid `path.times`, where a step is taken on one.
 
     Returns:
       [B] targets; where nothing is left to do, `boundary_g` itself.

@@ -56,7 +56,8 @@ def denoiser_kl(target: Array, logits: Array, site_weights: Array | None = None)
     """Kullback-Leibler divergence from a denoiser's target to softmax(logits), summed over sites.
 
     Args:
-      target: [B, L, V] probabilities over the data tokens at each site.
+      target: [B, L, V] probabilities over the data tokens at each site, or an estimate of them: entries may
+        be below 0 (`UniformPath` at r < 1); the gradient stays affine in the target.
       logits: [B, L, V] unnormalised log-probabilities of the model.
       site_weights: optional [B, L]; None weighs every site 1. A site of weight 0 adds exactly 0.
 
@@ -68,7 +69,7 @@ def denoiser_kl(target: Array, logits: Array, site_weights: Array | None = None)
     """
     target, logits = _checked(target, logits, "logits")
     log_p = jax.nn.log_softmax(logits, axis=-1)
-    per_site = -jnp.sum(jnp.where(target > 0, target * log_p, 0.0), axis=-1)
+    per_site = -jnp.sum(jnp.where(jnp.abs(target) > 0, target * log_p, 0.0), axis=-1)
     if site_weights is None:
         return jnp.sum(per_site, axis=-1)
     site_weights = checks.wide(checks.float_array(site_weights, "site_weights"))

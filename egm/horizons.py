@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import operator
 
 import jax
@@ -21,7 +20,7 @@ from egm import checks
 from egm.paths.gaussian import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
-from egm.typing import Array, Path, State
+from egm.typing import Array, Path, State, TokenPath
 
 __all__ = ["FixedStep", "MatchingTime", "Nats", "nats"]
 
@@ -70,8 +69,9 @@ class Nats:
     """As far ahead as the marginal may gain `nats` of information: a few times that is log K.
 
     The Kullback-Leibler divergence from proposal to p_{r|t} is the entropy that is lost between t and r. It
-    is at most L log V (kappa_r - kappa_t) on tokens, and on Gaussian paths about D/2 times the change of
-    log(sigma^2/alpha^2 + s^2), s the path's length scale; in a product the two add up.
+    is at most L log V (kappa_r - kappa_t) on the masked path, L times what one certain token loses on the
+    uniform one (`TokenPath.entropy_left`), and on Gaussian paths about D/2 times the change of
+    log(sigma^2/alpha^2 + s^2), s the path's length scale; in a product the parts add up.
 
     Attributes:
       nats: what one stage may gain by this bound.
@@ -104,7 +104,7 @@ def nats(path: Path, x: State, t: Array) -> Array:
     """[T] what a state like `x` may at most gain between the times t [T] and 1, in nats.
 
     Raises:
-      TypeError: a path that is neither masked nor Gaussian nor a product of them.
+      TypeError: a path that is neither one of tokens nor Gaussian nor a product of them.
     """
     return functools.reduce(operator.add, [_nats_left(p, part, t) for p, part in _parts(path, x)])
 
@@ -125,12 +125,12 @@ def _parts(path, x):
 
 def _nats_left(path, x, t):
     """[T] what the bound allows between t and 1, zero at 1."""
-    if isinstance(path, MaskedPath):
-        return x.shape[-1] * math.log(path.vocab_size) * (1 - path.kappa(t))
+    if isinstance(path, TokenPath):
+        return path.entropy_left(x.shape[-1], t)
     if isinstance(path, GaussianPath):
         inner = getattr(path, "path", path)
         s = getattr(inner, "length_scale", 1.0)
         t = jnp.maximum(t, path.t_min)
         ratio = path.variance(t) / path.alpha(t) ** 2
         return 0.5 * path.dimension(x.shape[-1]) * jnp.log1p(ratio / s**2)
-    raise TypeError(f"this horizon knows masked and Gaussian paths and products of them, got {path!r:.80}")
+    raise TypeError(f"this horizon knows paths of tokens, Gaussian ones and products, got {path!r:.80}")

@@ -1,8 +1,8 @@
 """Whether an energy has the flip symmetry, found by asking it, and a log-marginal that then keeps it.
 
 The flip takes x to -x on R^d and exchanges the two tokens of a vocabulary of two (a mask stays), all
-parts of a mixed state at once. An energy that is even under it has log-marginals that are, on the masked
-path and on every Gaussian path whose prior is centred at 0.
+parts of a mixed state at once. An energy that is even under it has log-marginals that are, on the paths
+of tokens and on every Gaussian path whose prior is centred at 0.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import numpy as np
 
 from egm import checks
 from egm.paths.gaussian import GaussianPath
-from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
-from egm.typing import Apply, Array, Energy, Key, Path, PyTree, State
+from egm.typing import Apply, Array, Energy, Key, Path, PyTree, State, TokenPath
 
 __all__ = ["even", "flip", "flips"]
 
@@ -29,9 +28,9 @@ def flip(path: Path, x: State) -> State:
         return path.unflatten(flip(p, part) for p, part in zip(*path.leaves_with(x, "x"), strict=True))
     if isinstance(path, GaussianPath):
         return -x
-    if not isinstance(path, MaskedPath) or path.vocab_size != 2:
+    if not isinstance(path, TokenPath) or path.vocab_size != 2:
         raise ValueError(f"a flip needs Gaussian paths and tokens of a vocabulary of 2, got {path!r:.80}")
-    return jnp.where(path.masked(x), x, 1 - x)
+    return jnp.where(checks.tokens(x, 2) == 2, x, 1 - x)
 
 
 def flips(key: Key, energy: Energy, path: Path, event_shape: PyTree, num_states: int = 64) -> bool:

@@ -36,6 +36,7 @@ __all__ = [
     "HeadCounts",
     "Key",
     "LocalPath",
+    "MaskingPath",
     "ModelFn",
     "Moments",
     "Order",
@@ -46,6 +47,7 @@ __all__ = [
     "RelaxedEnergy",
     "State",
     "Time",
+    "TokenPath",
     "Trajectory",
 ]
 
@@ -252,7 +254,7 @@ class Path(Protocol):
         ...
 
     def determined(self, x: State, t: Time | None = None) -> Array:
-        """[...] bool, whether x fixes x_1: no mask is left, or t = 1 on Gaussian paths (None: before)."""
+        """[...] bool, whether x fixes x_1: no mask is left, or t = 1 on other paths (None: before)."""
         ...
 
     def data_state(self, x: State) -> State:
@@ -368,6 +370,61 @@ class LocalPath(Path, Protocol):
 
     def local_target(self, key: Key, boundary_g: ModelFn, x_t: State, t: Array, grid: Array) -> Array:
         """[B] targets for g(x_t, t) from g at states nearby; key [B], grid [T] the times of a simulation."""
+        ...
+
+
+@runtime_checkable
+class TokenPath(Path, Protocol):
+    """A path on [..., L] tokens; its generator is a denoiser, [..., L, V] probabilities of x_1 given x_t."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of data tokens 0..V-1."""
+        ...
+
+    def open_sites(self, x: Array, t: Time | None = None) -> Array:
+        """[..., L] bool, where x at t does not fix the token of time 1 (None: some time before 1)."""
+        ...
+
+    def log_likelihood(self, x_t: Array, t: Time | None) -> Array:
+        """[..., L, V] log p_{t|1}(x_t at the site | v), up to a constant a site; finite, 0 at closed sites.
+
+        t may be None where the path has masks, which say nothing.
+        """
+        ...
+
+    def site_weights(self, x: Array, t: Time | None = None) -> Array:
+        """[..., L] what a site weighs in a denoiser's loss, 0 where it is closed (t None: before 1)."""
+        ...
+
+    def entropy_left(self, num_sites: int, t: Time) -> Array:
+        """Most that the marginal of any target may lose of its entropy between t and 1, in nats."""
+        ...
+
+    def jump(self, key: Key, x_t: Array, denoiser: Array, t: Array, r: Array) -> Array:
+        """[L] x_r of one state [L], each site by p(x_r | x_t, x_1) mixed over the denoiser [L, V] at t."""
+        ...
+
+    def log_jump_ratio(self, x_t: Array, x_r: Array, denoiser: Array, t: Array, r: Array) -> Array:
+        """[N] log p_{t|r}(x_t | x_r) - log of the probability that `jump` leads from x_t to x_r [N, L]."""
+        ...
+
+
+@runtime_checkable
+class MaskingPath(TokenPath, Protocol):
+    """A path on tokens with a further one, V, that hides a site: what orders and closed conditionals need."""
+
+    @property
+    def mask_token(self) -> int:
+        """V."""
+        ...
+
+    def kappa(self, t: Time) -> Array:
+        """Probability that a site is visible at time t."""
+        ...
+
+    def masked(self, x: Array) -> Array:
+        """[..., L] bool, where the mask stands."""
         ...
 
 

@@ -17,13 +17,14 @@ __all__ = ["LocalBootstrap"]
 class LocalBootstrap:
     """phi by its exact local recursion, the generator read off it locally (h -> 0), without samples.
 
-    On tokens one site is revealed in every colour; on Gaussian paths a short step is taken to the
-    sigma points of the proposal (`egm.bootstrap.local_target`), and the score is the gradient of phi.
+    With masks one site is revealed in every colour; on the uniform path a short step is taken to every other
+    token at each site, on Gaussian paths to the sigma points of the proposal (`egm.bootstrap.local_target`),
+    and the score is the gradient of phi.
 
     Attributes:
       path: the path.
       apply: g, `[N] = apply(params, x, t)`.
-      num_steps: of the grid `path.times` that a step is taken on, on Gaussian paths.
+      num_steps: of the grid `path.times` that a step is taken on, but with masks.
       skip: as for `Bootstrap`.
       draws_by_weight: whether x_1 is drawn by path weight.
     """
@@ -41,7 +42,8 @@ class LocalBootstrap:
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> EvaluationCounts:
         """An upper bound: only states without a mask, or at t = 1, ask for E itself."""
         count = bootstrap.num_local_states(self.path, event_shape)
-        last = getattr(self.path, "vocab_size", 0)
+        # A trajectory asks for E where its last mask falls, with V tokens; without masks it never does.
+        last = getattr(self.path, "mask_token", 0)
         return EvaluationCounts(last, 0, count)
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, random
-from egm.paths import MaskedPath, ProductPath
+from egm.paths import ProductPath
 from egm.paths.wrapped import wrapped
-from egm.typing import Array, State
+from egm.typing import Array, State, TokenPath
 
 
 class Part(NamedTuple):
-    """One leaf of a state: a Gaussian part with its start, or tokens (path a MaskedPath)."""
+    """One leaf of a state: a Gaussian part with its start, or tokens (path a `TokenPath`)."""
 
     path: Any
     shape: tuple[int, ...]
@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
     @property
     def is_tokens(self) -> bool:
-        return isinstance(self.path, MaskedPath)
+        return isinstance(self.path, TokenPath)
 
     def draw(self, key, num):
         if self.is_tokens:
@@ -103,10 +103,10 @@ def parts_of(path, event_shape, start) -> tuple[Part, ...]:
     if not is_shape(event_shape):
         raise TypeError(f"event_shape must be a tuple of ints for {path!r:.60}, got {event_shape!r:.80}")
     shape = tuple(checks.positive_int(n, "every size in event_shape") for n in event_shape)
-    if isinstance(path, MaskedPath):
+    if isinstance(path, TokenPath):
         return (Part(path, shape, None, None),)
     if not hasattr(path, "normal_log_density"):
-        raise TypeError(f"path must be of Gaussian and masked paths, got {path!r:.80}")
+        raise TypeError(f"path must be of Gaussian paths and paths of tokens, got {path!r:.80}")
     if len(shape) != 1:
         raise ValueError(f"event_shape of a Gaussian part must be (D,), got {shape}")
     if start is None:

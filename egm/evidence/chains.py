@@ -71,7 +71,7 @@ def tempered_chains(
     Args:
       key: a typed key.
       energy: E, differentiable where `gradient`; NaN and -inf count as +inf.
-      path: a Gaussian or masked path, or a product of them: says which parts are tokens, V and the space.
+      path: a Gaussian path, one of tokens or a product of them: says which parts are tokens, V, the space.
       event_shape: as for `make_iteration`.
       start: moments in the path's form (`egm.typing.Moments`; None for tokens), about where the target
         is and how wide, such as `Moments(scales.center, data_scale^2)`. None: the path's own prior.

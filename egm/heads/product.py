@@ -50,7 +50,7 @@ class ProductHead:
     def generator(self, output: PyTree, x_t: State, t: Array, energy: Energy | None = None) -> PyTree:
         """The pytree of the leaves' generators."""
         # A flow's determinant needs the derivative by way of the denoiser as well.
-        leaves = self._each(output, x_t, energy, lambda p: p)
+        leaves = self._each(output, x_t, t, energy, lambda p: p)
         return self._treedef.unflatten(head.generator(out, x, t, leaf) for head, out, x, leaf in leaves)
 
     def conditional_target(self, x_1: State, x_t: State, t: Array, energy: Energy | None = None) -> PyTree:
@@ -77,7 +77,7 @@ class ProductHead:
     ) -> Array:
         """[B] sum over the leaves of their weight times their divergence."""
         total: Any = 0.0
-        parts = self._each(output, x_t, energy, jax.lax.stop_gradient)
+        parts = self._each(output, x_t, t, energy, jax.lax.stop_gradient)
         leaves = zip(self._weights, self._parts(target, "target"), parts, strict=True)
         for weight, wanted, (head, out, x, leaf) in leaves:
             total = total + weight * head.divergence(wanted, out, x, t, leaf)
@@ -86,7 +86,7 @@ class ProductHead:
     def metrics(self, target, output, x_t, t, energy=None) -> dict[str, Array]:
         """Those of the leaves; the mean over the leaves that report one."""
         found = {}
-        parts = self._each(output, x_t, energy, jax.lax.stop_gradient)
+        parts = self._each(output, x_t, t, energy, jax.lax.stop_gradient)
         for wanted, (head, out, x, leaf) in zip(self._parts(target, "target"), parts, strict=True):
             for name, value in head.metrics(wanted, out, x, t, leaf).items():
                 found.setdefault(name, []).append(value)
@@ -106,7 +106,7 @@ class ProductHead:
         """The subtrees at the heads' places; raises ValueError where the structure differs."""
         return self.path.leaves_with(tree, name)[1]
 
-    def _each(self, output, x_t, energy, hold):
+    def _each(self, output, x_t, t, energy, hold):
         """(head, output, state, energy of the part with the others held) of every leaf.
 
         `hold` is applied to what stands for other parts (`stand_in`): a loss of one part trains no other.
@@ -115,7 +115,7 @@ class ProductHead:
         relaxed, filled = getattr(energy, "relaxed", None), list(parts)
         for i, head in enumerate(self._heads):
             if hasattr(head, "stand_in"):
-                filled[i] = hold(head.stand_in(outputs[i], parts[i]))
+                filled[i] = hold(head.stand_in(outputs[i], parts[i], t))
         for i, head in enumerate(self._heads):
             leaf = None if relaxed is None else _LeafEnergy(relaxed, self._treedef, tuple(filled), i)
             yield head, outputs[i], parts[i], leaf

@@ -1,6 +1,8 @@
 """Flax networks on tokens: denoisers and log-marginals, an MLP and a CNN for periodic square grids.
 
-They are time-free, as the masked path allows: `module.apply(params, x [N, L], t [N])` ignores t.
+They are time-free, as the masked path allows: `module.apply(params, x [N, L], t [N])` ignores t. On the
+uniform path no token says whether it is noise: with `visibility=path.kappa` the features of a token are
+scaled by the probability that it is none, which is one more feature.
 Denoisers return logits [N, L, V], log-marginals g [N] (`egm.bootstrap`). With `flip` (V = 2 only) a
 denoiser is exactly equivariant, and a log-marginal exactly invariant, under the spin flip 0 <-> 1.
 `skip(x)` is a closed form that the output is added to: logits, or g.
@@ -22,6 +24,7 @@ from egm.typing import Array
 __all__ = ["MLPDenoiser", "MLPLogMarginal", "Skip", "TorusDenoiser", "TorusLogMarginal", "torus_convolution"]
 
 Skip = Callable[[Array], Array]
+Visibility = Callable[[Array], Array]
 _SIZES = ("side", "channels", "depth", "expansion")
 
 
@@ -34,6 +37,7 @@ class MLPDenoiser(nn.Module):
       depth: number of hidden layers.
       flip: equivariance under the spin flip, by evaluating x and its flip.
       skip: optional closed form of the logits.
+      visibility: None for the masked path; `UniformPath.kappa`, `[N] = kappa(t)`, on the uniform one.
     """
 
     vocab_size: int
@@ -41,6 +45,7 @@ class MLPDenoiser(nn.Module):
     depth: int = 3
     flip: bool = False
     skip: Skip | None = None
+    visibility: Visibility | None = None
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:
@@ -48,8 +53,10 @@ class MLPDenoiser(nn.Module):
         sites = x.shape[-1]
         trunk = _MLP(self.width, self.depth, sites * self.vocab_size)
 
+        shown = _shown(self, x, t)
+
         def logits(tokens):
-            return trunk(_one_hot(tokens, self.vocab_size)).reshape(-1, sites, self.vocab_size)
+            return trunk(_features(tokens, self.vocab_size, shown)).reshape(-1, sites, self.vocab_size)
 
         out = logits(x)
         if self.flip:
@@ -65,14 +72,16 @@ class MLPLogMarginal(nn.Module):
     depth: int = 3
     flip: bool = False
     skip: Skip | None = None
+    visibility: Visibility | None = None
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:
         x = _checked(self, x, ("width", "depth"))
         trunk = _MLP(self.width, self.depth, 1)
-        out = trunk(_one_hot(x, self.vocab_size))[:, 0]
+        shown = _shown(self, x, t)
+        out = trunk(_features(x, self.vocab_size, shown))[:, 0]
         if self.flip:
-            flipped = _one_hot(_flipped(x, self.vocab_size), self.vocab_size)
+            flipped = _features(_flipped(x, self.vocab_size), self.vocab_size, shown)
             out = 0.5 * (out + trunk(flipped)[:, 0])
         return _with_skip(self, out, x)
 
@@ -88,6 +97,7 @@ class TorusDenoiser(nn.Module):
       expansion: hidden width of a block, as a multiple of `channels`.
       flip: equivariance under the spin flip, by odd features throughout (no second evaluation).
       skip: optional closed form of the logits.
+      visibility: None for the masked path; `UniformPath.kappa`, `[N] = kappa(t)`, on the uniform one.
     """
 
     side: int
@@ -97,11 +107,12 @@ class TorusDenoiser(nn.Module):
     expansion: int = 2
     flip: bool = False
     skip: Skip | None = None
+    visibility: Visibility | None = None
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:
         x = _checked(self, x, _SIZES)
-        h, _ = _TorusTrunk(*_trunk_fields(self), name="trunk")(x)
+        h, _ = _TorusTrunk(*_trunk_fields(self), name="trunk")(x, _shown(self, x, t))
         if self.flip:
             half = Pointwise(1, use_bias=False, scale=0.05)(h)[0]
             out = jnp.stack([-half, half], axis=-1)
@@ -120,11 +131,12 @@ class TorusLogMarginal(nn.Module):
     expansion: int = 2
     flip: bool = False
     skip: Skip | None = None
+    visibility: Visibility | None = None
 
     @nn.compact
     def __call__(self, x: Array, t: Array | None = None) -> Array:
         x = _checked(self, x, _SIZES)
-        h, context = _TorusTrunk(*_trunk_fields(self), name="trunk")(x)
+        h, context = _TorusTrunk(*_trunk_fields(self), name="trunk")(x, _shown(self, x, t))
         even = jnp.concatenate([jnp.abs(h) if self.flip else h, context], axis=0)
         even = nn.silu(Pointwise(self.channels)(even))
         out = jnp.sum(Pointwise(1, scale=0.05)(even)[0], axis=-1)
@@ -146,7 +158,7 @@ class _TorusTrunk(nn.Module):
     flip: bool
 
     @nn.compact
-    def __call__(self, x: Array) -> tuple[Array, Array]:
+    def __call__(self, x: Array, shown: Array | None = None) -> tuple[Array, Array]:
         if x.shape[-1] != self.side**2:
             raise ValueError(
                 f"x has trailing size {x.shape[-1]}, this network of side = {self.side} has {self.side**2}"
@@ -157,8 +169,13 @@ class _TorusTrunk(nn.Module):
             values = jnp.where(x == 2, 0.0, 2.0 * x - 1.0)[None]
         else:
             values = jnp.moveaxis(jax.nn.one_hot(x, self.vocab_size), -1, 0)
+        more = []
+        if shown is not None:
+            wide = jnp.broadcast_to(shown[:, None], visible.shape)
+            visible, values = visible * wide, values * wide[None]
+            more = [jnp.broadcast_to(_log_odds(shown, self.vocab_size)[None, :, None], (1, *visible.shape))]
         fraction = jnp.broadcast_to(jnp.mean(visible, axis=-1, keepdims=True), visible.shape)
-        context = jnp.concatenate([with_neighbours(self.side, visible[None]), fraction[None]], axis=0)
+        context = jnp.concatenate([with_neighbours(self.side, visible[None]), fraction[None], *more], axis=0)
         h = Pointwise(self.channels, use_bias=not self.flip)(with_neighbours(self.side, values))
         width = self.expansion * self.channels
         for layer in range(self.depth):
@@ -200,8 +217,25 @@ def _with_skip(module: nn.Module, out: Array, x: Array) -> Array:
     return out if module.skip is None else out + module.skip(x)
 
 
-def _one_hot(x: Array, vocab_size: int) -> Array:
-    return jax.nn.one_hot(x, vocab_size + 1).reshape(x.shape[0], x.shape[1] * (vocab_size + 1))
+def _shown(module: nn.Module, x: Array, t: Array | None) -> Array | None:
+    """[N] the module's visibility at t, or None without one."""
+    if module.visibility is None:
+        return None
+    return checks.function(module.visibility, "visibility")(checks.time(t, "t", x.shape[:1]))
+
+
+def _log_odds(shown: Array, vocab_size: int) -> Array:
+    """Log of a token's likelihood over that of another, about 0 to 2; bounded near 1, where it diverges."""
+    return 0.25 * jnp.log1p(vocab_size * shown / jnp.maximum(1 - shown, 1e-3))
+
+
+def _features(x: Array, vocab_size: int, shown: Array | None) -> Array:
+    """[N, F] for an MLP on all sites."""
+    tokens = jax.nn.one_hot(x, vocab_size + 1).reshape(x.shape[0], x.shape[1] * (vocab_size + 1))
+    if shown is None:
+        return tokens
+    scaled = tokens * jnp.broadcast_to(shown[:, None], tokens.shape)
+    return jnp.concatenate([scaled, shown[:, None], _log_odds(shown, vocab_size)[:, None]], axis=-1)
 
 
 def _flipped(x: Array, vocab_size: int) -> Array:

@@ -5,6 +5,7 @@ from egm.paths.gaussian import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
 from egm.paths.schedules import LinearPath, VarianceExplodingPath, VariancePreservingPath
+from egm.paths.uniform import UniformPath
 from egm.paths.wrapped import WrappedPath
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "LinearPath",
     "MaskedPath",
     "ProductPath",
+    "UniformPath",
     "VarianceExplodingPath",
     "VariancePreservingPath",
     "WrappedPath",

@@ -14,7 +14,14 @@ import jax.numpy as jnp
 from egm import checks, collectives, importance, random
 from egm.typing import Array, Key, ModelFn, State
 
-__all__ = ["cubature_target", "flat_call", "one_site_target", "product_target", "with_tokens"]
+__all__ = [
+    "cubature_target",
+    "every_site_target",
+    "flat_call",
+    "one_site_target",
+    "product_target",
+    "with_tokens",
+]
 
 
 def with_tokens(x: Array, sites: Array, vocab_size: int) -> Array:
@@ -49,8 +56,7 @@ def one_site_target(path: Any, keys: Key, boundary_g: ModelFn, x_t: Array, t: Ar
 
 def cubature_target(path: Any, keys: Key, boundary_g: ModelFn, x_t: Array, t: Array, grid: Array) -> Array:
     """[B] log E exp g_r over the proposal one step of the grid ahead: 2 D sigma points, turned at random."""
-    place = jnp.interp(t, grid, jnp.linspace(0.0, 1.0, grid.size))
-    r = jnp.interp(place + 1.0 / (grid.size - 1), jnp.linspace(0.0, 1.0, grid.size), grid)
+    r = _next_time(t, grid)
     kernel = path.kernel(t, r)
     deviation = jnp.sqrt(kernel.variance) / kernel.scale
     mean = x_t / kernel.scale[:, None]
@@ -74,6 +80,37 @@ def cubature_target(path: Any, keys: Key, boundary_g: ModelFn, x_t: Array, t: Ar
     states = mean[None] + deviation[None, :, None] * (points + move[None])
     tilt = -jnp.sum(points * move[None], axis=-1) - 0.5 * jnp.sum(move**2, axis=-1)[None]
     return importance.log_mean_exp(flat_call(boundary_g, states, r) + tilt, axis=0)
+
+
+def every_site_target(path: Any, boundary_g: ModelFn, x_t: Array, t: Array, grid: Array) -> Array:
+    """[B] log E exp g_r on the uniform path one step of the grid ahead, sites taken to add up in g_r.
+
+    g_r(x) + sum over sites of log mean exp(g_r(x with site i <- v) - g_r(x)), v the token of q_{r|t} there:
+    exact where g_r is a sum of functions of one site, else its error is of second order in the probability
+    1 - kappa_t/kappa_r of a change and in what two sites have in common. 1 + L (V - 1) evaluations.
+    """
+    x_t, vocab = checks.tokens(x_t, path.vocab_size), path.vocab_size
+    batch, num_sites = x_t.shape
+    r = _next_time(t, grid)
+    chosen = jnp.eye(num_sites, dtype=jnp.int32)[None, :, None, :]
+    turn = jnp.arange(1, vocab, dtype=jnp.int32)[:, None, None, None]
+    changed = (x_t[None, None] + turn * chosen) % vocab
+    states = jnp.concatenate([x_t[None], changed.reshape(-1, batch, num_sites)])
+    values = flat_call(boundary_g, states, r)
+    change = (values[1:] - values[:1]).reshape(vocab - 1, num_sites, batch)
+    kappa_r = jnp.where(path.kappa(r) > 0, path.kappa(r), 1.0)
+    lost = jnp.maximum(path.kappa(r) - path.kappa(t), 0.0) / kappa_r
+    # Of a lost token one in V comes back as it was.
+    each = jnp.broadcast_to(jnp.where(lost > 0, lost, 1.0) / vocab, change.shape)
+    total = jax.nn.logsumexp(change, axis=0, b=each)
+    stays = jnp.broadcast_to(jnp.log1p(-lost * (1 - 1 / vocab)), total.shape)
+    return values[0] + jnp.sum(jnp.where(lost[None] > 0, jnp.logaddexp(stays, total), 0.0), axis=0)
+
+
+def _next_time(t: Array, grid: Array) -> Array:
+    """[B] a step of the grid after t, in places of the grid; at most 1."""
+    places = jnp.linspace(0.0, 1.0, grid.size)
+    return jnp.interp(jnp.interp(t, grid, places) + 1.0 / (grid.size - 1), places, grid)
 
 
 def product_target(path: Any, keys: Key, boundary_g: ModelFn, x_t: State, t: Array, grid: Array) -> Array:

@@ -6,13 +6,14 @@ Source: EGM (arXiv 2505.19646), the masked probability path; masked discrete dif
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, collectives
-from egm.paths import local
+from egm import checks, random
+from egm.paths import _tokens, local
 from egm.typing import Array, Key, ModelFn, PriorDraw, Time
 
 __all__ = ["MaskedPath"]
@@ -35,9 +36,7 @@ class MaskedPath:
     power: float = 1.0
 
     def __post_init__(self):
-        if checks.positive_int(self.vocab_size, "vocab_size", minimum=2) > _LARGEST_VOCABULARY:
-            raise ValueError(f"vocab_size must be at most {_LARGEST_VOCABULARY}, got {self.vocab_size}")
-        checks.positive_float(self.power, "power")
+        _tokens.check_fields(self.vocab_size, self.power)
 
     @property
     def mask_token(self) -> int:
@@ -69,19 +68,8 @@ class MaskedPath:
         Raises:
           TypeError: not an integer array. ValueError: no site axis, or a concrete token outside 0..V.
         """
-        dtype = getattr(x, "dtype", None)
-        if dtype is None or not jnp.issubdtype(dtype, jnp.integer):
-            raise TypeError(f"{name} must hold integer tokens, got {dtype or type(x).__name__}")
-        if x.ndim < 1 or x.shape[-1] < 1:
-            raise ValueError(f"{name} must have shape [..., L] with L >= 1, got {x.shape}")
-        value = checks.concrete(x)
-        if value is not None and value.size and not 0 <= value.min() <= value.max() <= self.vocab_size:
-            bad = value[(value < 0) | (value > self.vocab_size)]
-            raise ValueError(
-                f"{name} must hold tokens 0..{self.vocab_size - 1} or the mask {self.vocab_size}, "
-                f"got {bad[0]}"
-            )
-        return tuple(x.shape[:-1])
+        expected = f"tokens 0..{self.vocab_size - 1} or the mask {self.vocab_size}"
+        return _tokens.batch_shape(x, name, self.vocab_size, expected)
 
     def contains(self, x: Array) -> Array:
         """[...] bool, whether every token is in 0..V."""
@@ -91,6 +79,25 @@ class MaskedPath:
     def masked(self, x: Array) -> Array:
         """[..., L] bool, where the mask stands."""
         return self._tokens(x) == self.vocab_size
+
+    def open_sites(self, x: Array, t: Time | None = None) -> Array:
+        """[..., L] bool, where the token of time 1 is not known: where the mask stands, whatever the time."""
+        del t
+        return self.masked(x)
+
+    def log_likelihood(self, x_t: Array, t: Time | None = None) -> Array:
+        """[..., L, V] zeros: where a site is open, it shows the mask, which says nothing of its token."""
+        del t
+        return jnp.zeros((*x_t.shape, self.vocab_size))
+
+    def site_weights(self, x: Array, t: Time | None = None) -> Array:
+        """[..., L] one over the number of masked sites, at each of them."""
+        hidden = self.open_sites(x, t)
+        return hidden / jnp.maximum(jnp.sum(hidden, axis=-1, keepdims=True), 1)
+
+    def entropy_left(self, num_sites: int, t: Time) -> Array:
+        """What the marginal may lose of its entropy between t and 1, in nats: L log V (1 - kappa_t)."""
+        return num_sites * math.log(self.vocab_size) * (1 - self.kappa(t))
 
     def determined(self, x: Array, t: Time | None = None) -> Array:
         """[...] bool, whether no site is masked, whatever the time."""
@@ -105,10 +112,7 @@ class MaskedPath:
     def sample_prior(self, key: Key, shape: tuple[int, ...]) -> Array:
         """All sites masked, int32 of the given shape; the key is not needed."""
         del key
-        if not isinstance(shape, tuple | list):
-            raise TypeError(f"shape must be a tuple of ints, got {shape!r:.80}")
-        shape = tuple(checks.positive_int(n, "every size in shape", minimum=0) for n in shape)
-        return jnp.full(shape, self.vocab_size, jnp.int32)
+        return jnp.full(_tokens.sizes(shape), self.vocab_size, jnp.int32)
 
     def draw_prior(self, key: Key, shape: tuple[int, ...], moments: None = None) -> PriorDraw:
         """The states of `sample_prior`, whose log-density is 0; the moments are not needed."""
@@ -139,7 +143,7 @@ class MaskedPath:
     def reference_energy(self, x_1: Array, moments: None) -> Array:
         """[...] zeros: the reference is uniform. Also for probabilities [..., L, V] in place of tokens."""
         del moments
-        return jnp.zeros(x_1.shape[: -1 if jnp.issubdtype(x_1.dtype, jnp.integer) else -2])
+        return _tokens.zero_energy(x_1)
 
     def sample(self, key: Key, x_1: Array, t: Time) -> Array:
         """x_t int32 ~ p_{t|1}(. | x_1): every site is hidden with probability 1 - kappa_t."""
@@ -166,8 +170,8 @@ class MaskedPath:
         x_t, x_r, t, r = jnp.broadcast_arrays(x_t, x_r, t[..., None], r[..., None])
         ratio = self._ratio(t, r)
         hidden = self.masked(x_t)
-        kept = jnp.where(x_t == x_r, _log(ratio), -jnp.inf)
-        per_site = jnp.where(hidden, _log1m(ratio), kept)
+        kept = jnp.where(x_t == x_r, _tokens.log(ratio), -jnp.inf)
+        per_site = jnp.where(hidden, _tokens.log1m(ratio), kept)
         per_site = jnp.where(self.masked(x_r), jnp.where(hidden, 0.0, -jnp.inf), per_site)
         return jnp.sum(per_site, axis=-1)
 
@@ -183,7 +187,7 @@ class MaskedPath:
         t, r = self._pair(x_t, t, r)
         shape = (num_samples, *x_t.shape)
         if to_data:
-            filled = self._uniform_tokens(key, shape)
+            filled = _tokens.uniform_tokens(key, shape, self.vocab_size)
         else:
             stay = jnp.where(r >= 1, 0.0, 1.0 / (1.0 + self._odds(t, r)))[..., None]
             u = jax.random.uniform(key, shape)
@@ -199,10 +203,10 @@ class MaskedPath:
         """[...] log Z_{r|t}(x_t) = sum over r's states of p_{t|r}(x_t | .)."""
         t, r = self._pair(x_t, t, r)
         odds = self._odds(t, r)
-        per_masked = jnp.where(r >= 1, _log(odds), jnp.log1p(odds))
+        per_masked = jnp.where(r >= 1, _tokens.log(odds), jnp.log1p(odds))
         num_masked = jnp.sum(self.masked(x_t), axis=-1)
         num_visible = x_t.shape[-1] - num_masked
-        visible = jnp.where(num_visible > 0, num_visible * _log(self._ratio(t, r)), 0.0)
+        visible = jnp.where(num_visible > 0, num_visible * _tokens.log(self._ratio(t, r)), 0.0)
         return visible + jnp.where(num_masked > 0, num_masked * per_masked, 0.0)
 
     def conditional_generator(self, x_t: Array, t: Time, x_r: Array, r: Time) -> Array:
@@ -213,7 +217,7 @@ class MaskedPath:
         t, r = self._pair(x_t, t, r)
         x_t, x_r = self._same_sites(x_t, x_r)
         difference = self.kappa(r) - self.kappa(t)
-        scale = jnp.where(difference > 0, (1 - self.kappa(t)) / _safe(difference), 0.0)[..., None]
+        scale = jnp.where(difference > 0, (1 - self.kappa(t)) / _tokens.safe(difference), 0.0)[..., None]
         # Left at the size of x_t: wider, a loop over chunks of x_r would hold them beside each chunk.
         lead = (1,) * (x_r.ndim - x_t.ndim)
         x_t, scale = (a.reshape(lead + a.shape) for a in (x_t, scale))
@@ -224,25 +228,58 @@ class MaskedPath:
     def local_generator(self, log_density: ModelFn, x_t: Array, t: Time) -> Array:
         """[..., L, V] the exact denoiser of phi: softmax over v of phi(x_t with site i <- v).
 
-        `log_density` is evaluated once, on the L * V * N states of an array [L * V, N, L] that
-        `collectives.merge` flattens. Visible sites give 1 at their token.
+        Visible sites give 1 at their token.
         """
-        batch = self.batch_shape(x_t, "x_t")
-        t = checks.time(t, "t", batch)
+        t = checks.time(t, "t", self.batch_shape(x_t, "x_t"))
         checks.function(log_density, "log_density")
-        x_t, sites, vocab = self._tokens(x_t), x_t.shape[-1], self.vocab_size
-        flat = x_t.reshape(-1, sites)
-        n = flat.shape[0]
-        value = jnp.arange(vocab, dtype=flat.dtype)[None, :, None, None]
-        chosen = jnp.eye(sites, dtype=bool)[:, None, None, :]
-        states = jnp.where(chosen, value, flat[None, None])
-        states = states.reshape(sites * vocab, n, sites)
-        times = jnp.broadcast_to(t.reshape(1, n), (sites * vocab, n))
-        out = log_density(collectives.merge(states), collectives.merge(times))
-        logits = checks.model_output(out, "log_density", (sites * vocab * n,))
-        logits = collectives.unmerge(logits, sites * vocab).T.reshape(*batch, sites, vocab)
+        x_t = self._tokens(x_t)
+        logits = _tokens.site_values(log_density, x_t, t, self.vocab_size)
         visible = ~self.masked(x_t)[..., None]
         return jnp.where(visible, self._one_hot(x_t), jax.nn.softmax(logits, axis=-1))
+
+    def rates(self, denoiser: Array, x_t: Array, t: Time) -> Array:
+        """[..., L, V] rates at which a masked site becomes v: kappa'_t / (1 - kappa_t) times the denoiser.
+
+        Visible sites stay. From `conditional_generator` they are the rates of the path that ends in x_r.
+        """
+        t = checks.time(t, "t", self.batch_shape(x_t, "x_t"))
+        rate = self.kappa_dot(t) / _tokens.safe(1 - self.kappa(t))
+        rate = jnp.where(self.masked(x_t), rate[..., None], 0.0)
+        return rate[..., None] * denoiser
+
+    # The chain on a grid of times, as a process takes it.
+
+    def jump(self, key: Key, x_t: Array, denoiser: Array, t: Array, r: Array) -> Array:
+        """[L] x_r of one state [L]; the denoiser [L, V] stays as it is at t.
+
+        A masked site is revealed with probability (kappa_r - kappa_t)/(1 - kappa_t), the exact one.
+        """
+        k_token, k_reveal = random.split(key)
+        token = random.categorical(k_token, denoiser)
+        hidden = 1 - self.kappa(t)
+        reveal = (self.kappa(r) - self.kappa(t)) / jnp.where(hidden > 0, hidden, 1.0)
+        shown = jax.random.uniform(k_reveal, x_t.shape) < reveal
+        return jnp.where(self.masked(x_t) & shown, token, x_t)
+
+    def log_jump_ratio(self, x_t: Array, x_r: Array, denoiser: Array, t: Array, r: Array) -> Array:
+        """[N] log p_{t|r}(x_t | x_r) - log of the probability that `jump` leads from x_t to x_r [N, L]."""
+        was_masked, still_masked = self.masked(x_t), self.masked(x_r)
+        chosen = _tokens.pick(denoiser, jnp.where(still_masked, 0, x_r))
+        tokens = jnp.sum(jnp.where(was_masked & ~still_masked, _tokens.log(chosen), 0.0), axis=-1)
+        # What the schedule adds is alike at all sites of a kind: few roundings where they are counted.
+        before, after = self.kappa(t), self.kappa(r)
+        hidden = _tokens.log1m(before)
+        kinds = (
+            (was_masked & ~still_masked, hidden - _tokens.log(after)),
+            (was_masked & still_masked, hidden - _tokens.log1m(after)),
+            (~was_masked, _tokens.log(before) - _tokens.log(after)),
+        )
+        total = -tokens
+        for sites, each in kinds:
+            count = jnp.sum(sites, axis=-1)
+            total = total + jnp.where(count > 0, count * each, 0.0)
+        legal = jnp.all(was_masked | (x_t == x_r), axis=-1)
+        return jnp.where(legal, total, -jnp.inf)
 
     def _pair(self, x_t: Array, t: Time, r: Time) -> tuple[Array, Array]:
         return checks.time_pair(t, r, self.batch_shape(x_t, "x_t"))
@@ -253,51 +290,19 @@ class MaskedPath:
     def _same_sites(self, x_t: Array, x_r: Array) -> tuple[Array, Array]:
         """Both as int32."""
         self.batch_shape(x_r, "x_r")
-        if x_t.shape[-1] != x_r.shape[-1]:
-            raise ValueError(f"x_t has trailing size {x_t.shape[-1]}, x_r has {x_r.shape[-1]}")
-        batch, wide = x_t.shape[:-1], x_r.shape[:-1]
-        if wide[len(wide) - len(batch) :] != batch:
-            raise ValueError(f"x_r must end in the batch shape {batch} of x_t, got {wide}")
+        _tokens.check_same_sites(x_t, x_r)
         return self._tokens(x_t), self._tokens(x_r)
 
     def _ratio(self, t: Time, r: Time) -> Array:
-        return self.kappa(t) / _safe(self.kappa(r))
+        return self.kappa(t) / _tokens.safe(self.kappa(r))
 
     def _odds(self, t: Time, r: Time) -> Array:
-        return self.vocab_size * jnp.maximum(self.kappa(r) - self.kappa(t), 0.0) / _safe(self.kappa(r))
+        return self.vocab_size * jnp.maximum(self.kappa(r) - self.kappa(t), 0.0) / _tokens.safe(self.kappa(r))
 
     def _one_hot(self, tokens: Array) -> Array:
-        return jax.nn.one_hot(self._tokens(tokens), self.vocab_size, dtype=jnp.zeros(()).dtype)
-
-    def _uniform_tokens(self, key: Key, shape: tuple[int, ...]) -> Array:
-        bits = (self.vocab_size - 1).bit_length()
-        if self.vocab_size != 1 << bits or bits > 16:
-            return jax.random.randint(key, shape, 0, self.vocab_size, jnp.int32)
-        # A power of two: every random word holds 32 // bits independent tokens.
-        per_word = 32 // bits
-        num_words = -(-shape[-1] // per_word)
-        words = jax.random.bits(key, (*shape[:-1], num_words), jnp.uint32)
-        shifts = np.arange(per_word, dtype=np.uint32) * bits
-        tokens = (words[..., None] >> shifts.reshape((1,) * words.ndim + (-1,))) & (self.vocab_size - 1)
-        return tokens.reshape(*shape[:-1], -1)[..., : shape[-1]].astype(jnp.int32)
-
-
-_LARGEST_VOCABULARY = 2**31 - 3
-"""The mask, and one number above it for what is no token, are int32 too."""
+        return _tokens.one_hot(tokens, self.vocab_size)
 
 
 def _is_one(r: Time) -> bool:
     value = checks.concrete(r)
     return value is not None and bool(np.all(value == 1))
-
-
-def _safe(x: Array) -> Array:
-    return jnp.where(x > 0, x, 1.0)
-
-
-def _log(x: Array) -> Array:
-    return jnp.where(x > 0, jnp.log(_safe(x)), -jnp.inf)
-
-
-def _log1m(x: Array) -> Array:
-    return jnp.where(x < 1, jnp.log1p(-jnp.where(x < 1, x, 0.0)), -jnp.inf)

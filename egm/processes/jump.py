@@ -3,37 +3,39 @@
 The generator is a denoiser, `[N, L, V] = generator(x, t)` of probabilities, normalised here in float32 or
 wider, so that what is drawn is what the path weight knows. The backward kernel is the path's own p_{t|r},
 so path weights are exact for any denoiser and any number of steps.
+
+Source: the step is the posterior of D3PM (Austin et al., arXiv 2107.03006) mixed over the denoiser.
 """
 
 from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 
 from egm import checks, random
 from egm.paths.masked import MaskedPath
-from egm.typing import Array, Key, ModelFn
+from egm.typing import Array, Key, ModelFn, TokenPath
 
 __all__ = ["AnyOrderProcess", "JumpProcess", "check_pair", "denoiser_probabilities", "prepare"]
 
 
 @dataclasses.dataclass(frozen=True)
 class JumpProcess:
-    """The masked path's chain on a grid of times.
+    """The chain of a path on tokens on a grid of times: p(x_r | x_t, x_1) over the denoiser, site by site.
 
-    A masked site is revealed in a step with probability (kappa_r - kappa_t)/(1 - kappa_t), the exact
-    probability of a chain whose denoiser stays as it is at t; its token is drawn from the denoiser.
+    Masked: a site is revealed in a step with probability (kappa_r - kappa_t)/(1 - kappa_t), the exact
+    probability of a chain whose denoiser stays as it is at t; its token is drawn from the denoiser. Uniform:
+    every site may change in every step, so that what was drawn early is mended later.
 
     Attributes:
-      path: the masked path.
+      path: the masked or the uniform path, or any `egm.typing.TokenPath`.
     """
 
-    path: MaskedPath
+    path: TokenPath
 
     def __post_init__(self):
-        _check_path(self.path)
+        checks.instance(self.path, TokenPath, "path")
 
     def times(self, num_steps: int) -> Array:
         """[num_steps + 1] times from 0 to 1, from the path."""
@@ -44,7 +46,7 @@ class JumpProcess:
 
         Args:
           key: a typed key, or [N] of them.
-          x_t: [N, L] tokens and masks.
+          x_t: [N, L] tokens, and masks on the masked path.
           generator: the denoiser.
           t: scalar or [N], before r.
           r: scalar or [N].
@@ -54,16 +56,8 @@ class JumpProcess:
         """
         x_t, t, r, keys = prepare(self.path, key, x_t, t, r, "x_t")
         p = denoiser_probabilities(self.path, generator, x_t, t)
-        reveal = self._reveal_probability(t, r)
-
-        def one(k, x, p_, reveal_):
-            k_token, k_reveal = random.split(k)
-            token = random.categorical(k_token, p_)
-            shown = jax.random.uniform(k_reveal, x.shape) < reveal_
-            return jnp.where(self.path.masked(x) & shown, token, x)
-
-        x_r = random.per_example(one, keys, x_t, p, reveal)
-        return x_r, self._ratio(x_t, x_r, p, t, r)
+        x_r = random.per_example(self.path.jump, keys, x_t, p, t, r)
+        return x_r, self.path.log_jump_ratio(x_t, x_r, p, t, r)
 
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, L] ~ p_{t|r}(. | x_r); the generator is not needed."""
@@ -74,30 +68,8 @@ class JumpProcess:
     def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """[N] log backward - log forward of a given pair, as in `step`."""
         x_t, x_r, t, r = check_pair(self.path, x_t, x_r, t, r)
-        return self._ratio(x_t, x_r, denoiser_probabilities(self.path, generator, x_t, t), t, r)
-
-    def _reveal_probability(self, t: Array, r: Array) -> Array:
-        hidden = 1 - self.path.kappa(t)
-        return (self.path.kappa(r) - self.path.kappa(t)) / jnp.where(hidden > 0, hidden, 1.0)
-
-    def _ratio(self, x_t: Array, x_r: Array, p: Array, t: Array, r: Array) -> Array:
-        was_masked, still_masked = self.path.masked(x_t), self.path.masked(x_r)
-        chosen = _pick(p, jnp.where(still_masked, 0, x_r))
-        tokens = jnp.sum(jnp.where(was_masked & ~still_masked, _log(chosen), 0.0), axis=-1)
-        # What the schedule adds is alike at all sites of a kind: few roundings where they are counted.
-        before, after = self.path.kappa(t), self.path.kappa(r)
-        hidden = _log1m(before)
-        kinds = (
-            (was_masked & ~still_masked, hidden - _log(after)),
-            (was_masked & still_masked, hidden - _log1m(after)),
-            (~was_masked, _log(before) - _log(after)),
-        )
-        total = -tokens
-        for sites, each in kinds:
-            count = jnp.sum(sites, axis=-1)
-            total = total + jnp.where(count > 0, count * each, 0.0)
-        legal = jnp.all(was_masked | (x_t == x_r), axis=-1)
-        return jnp.where(legal, total, -jnp.inf)
+        p = denoiser_probabilities(self.path, generator, x_t, t)
+        return self.path.log_jump_ratio(x_t, x_r, p, t, r)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +87,7 @@ class AnyOrderProcess:
     path: MaskedPath
 
     def __post_init__(self):
-        _check_path(self.path)
+        checks.instance(self.path, MaskedPath, "path")
 
     def times(self, num_steps: int) -> Array:
         """[num_steps + 1] times; a whole trajectory needs at least as many steps as there are sites."""
@@ -178,7 +150,7 @@ class AnyOrderProcess:
         return jnp.take_along_axis(p, site[:, None, None], axis=1)[:, 0]
 
 
-def denoiser_probabilities(path: MaskedPath, generator: ModelFn, x: Array, t: Array) -> Array:
+def denoiser_probabilities(path: TokenPath, generator: ModelFn, x: Array, t: Array) -> Array:
     """`generator(x, t)`, checked to be [N, L, V], with sum 1 over V (zeros where no entry is positive)."""
     out = checks.function(generator, "generator")(x, t)
     return _normalised(checks.model_output(out, "generator", (*x.shape, path.vocab_size)))
@@ -191,12 +163,7 @@ def _normalised(p: Array) -> Array:
     return p / jnp.where(total > 0, total, 1.0)
 
 
-def _check_path(path: MaskedPath) -> None:
-    if not isinstance(path, MaskedPath):
-        raise TypeError(f"path must be a MaskedPath, got {path!r:.80}")
-
-
-def check_pair(path: MaskedPath, x_t: Array, x_r: Array, t: Array, r: Array) -> tuple[Array, ...]:
+def check_pair(path: TokenPath, x_t: Array, x_r: Array, t: Array, r: Array) -> tuple[Array, ...]:
     """(x_t, x_r, both int32, t [N], r [N]), checked."""
     batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
@@ -208,7 +175,7 @@ def check_pair(path: MaskedPath, x_t: Array, x_r: Array, t: Array, r: Array) -> 
     return *tokens, *checks.time_pair(t, r, batch)
 
 
-def prepare(path: MaskedPath, key: Key, x: Array, t: Array, r: Array, name: str) -> tuple[Array, ...]:
+def prepare(path: TokenPath, key: Key, x: Array, t: Array, r: Array, name: str) -> tuple[Array, ...]:
     """(x int32, t [N], r [N], keys [N]), checked."""
     batch = path.batch_shape(x, name)
     if len(batch) != 1:
@@ -219,10 +186,6 @@ def prepare(path: MaskedPath, key: Key, x: Array, t: Array, r: Array, name: str)
 
 def _pick(values: Array, index: Array) -> Array:
     return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]
-
-
-def _log1m(p: Array) -> Array:
-    return jnp.where(p < 1, jnp.log1p(-jnp.where(p < 1, p, 0.0)), -jnp.inf)
 
 
 def _log(p: Array) -> Array:

@@ -26,10 +26,11 @@ class ProductProcess:
     A step moves the parts one after another from t to r: those on Gaussian paths first, tokens last,
     else in the order of the tree. A part sees `generator(state, time)` of the state in which earlier
     parts stand at r and later ones at t, and takes its own leaf of the result, an array or a `Gaussian`.
-    Token parts ask at time r, at which the parts that they look at stand; Gaussian parts ask at the
-    times of their kernels. The backward step undoes the parts in reverse order, each given what its
-    forward step was given, so log_ratio is the sum over the parts and path weights are exact. A part
-    whose path has an earlier `t_min` than the product's starts its first step there.
+    Tokens with masks ask at time r, at which the parts that they look at stand; other tokens at t, where
+    their own noise stands, and Gaussian parts at the times of their kernels. The backward step undoes the
+    parts in reverse order, each given what its forward step was given, so log_ratio is the sum over the parts
+    and path weights are exact. A part whose path has an earlier `t_min` than the product's starts its first
+    step there.
 
     Args:
       processes: a dict of processes, or any other pytree of them; a product may be a part.
@@ -147,7 +148,8 @@ class ProductProcess:
 
     def _seen_by(self, i, state, generator, r):
         """The generator of part i with the other parts held where they stand in `state`."""
-        held, at_r = tuple(state), hasattr(self._leaves[i].path, "vocab_size")
+        # With masks a denoiser needs no time of its own; noise without a mask is known by its time alone.
+        held, at_r = tuple(state), hasattr(self._leaves[i].path, "mask_token")
         first = self.path.t_min
 
         def leaf(x, time):

@@ -370,7 +370,7 @@ def test_an_energy_that_is_nowhere_finite_is_said_to_be_unreached():
         ({"start": 3.0}, TypeError, "start must be moments"),
         ({"start": Moments(jnp.zeros(3), jnp.ones(3))}, ValueError, r"start.mean must have shape \(2,\)"),
         ({"event_shape": 2}, TypeError, "event_shape must be a tuple"),
-        ({"path": None}, TypeError, "path must be of Gaussian and masked paths"),
+        ({"path": None}, TypeError, "path must be of Gaussian paths and paths of tokens"),
         ({"ess_target": 1.0}, ValueError, "ess_target must be in"),
     ],
 )

@@ -194,7 +194,7 @@ def test_any_head_that_offers_a_stand_in_fills_a_product():
         path = own.path
         generator, divergence, metrics = own.generator, own.divergence, own.metrics
         conditional_target, energy_evaluations = own.conditional_target, own.energy_evaluations
-        stand_in = staticmethod(lambda output, x_t: jax.nn.softmax(output, axis=-1))
+        stand_in = staticmethod(lambda output, x_t, t: jax.nn.softmax(output, axis=-1))
 
     energy = egm.energies.JointGaussianMixture(dim=2, sigma=1.0)
     state = {"x": jnp.ones((3, 2)), "h": jnp.full((3, 2), 2)}

@@ -49,6 +49,7 @@ from egm import (
 
 B, D, L, V = 2, 3, 3, 3
 MASKED, LINEAR = paths.MaskedPath(V), paths.LinearPath()
+UNIFORM = paths.UniformPath(V)
 VE = paths.VarianceExplodingPath(0.1, 5.0)
 CENTRED = paths.CenteredPath(LINEAR, D, 1)
 PRODUCT = paths.ProductPath({"x": LINEAR, "h": MASKED})
@@ -90,6 +91,7 @@ def both(x, t):
 NOT_A_STATE = (X, {"x": X}, {"x": H, "h": H}, {"x": X, "h": X}, {"x": X[:1], "h": H})
 SPACES = (
     (MASKED, H, DATA["h"], count, uniform),
+    (UNIFORM, DATA["h"], DATA["h"], count, uniform),
     (LINEAR, X, X, bowl, still),
     (PRODUCT, MIXED, DATA, mixed_energy, both),
 )
@@ -112,6 +114,7 @@ def path(value):
 
 ENTRIES = [
     entry("egm.paths.MaskedPath", paths.MaskedPath, vocab_size=whole(3, 2), power=number(1.0, 0)),
+    entry("egm.paths.UniformPath", paths.UniformPath, vocab_size=whole(3, 2), power=number(1.0, 0)),
     entry("egm.paths.LinearPath", paths.LinearPath, sigma=number(1.0, 0), t_min=number(0.1, 0, 1)),
     entry(
         "egm.paths.WrappedPath", paths.WrappedPath,
@@ -426,6 +429,8 @@ ENTRIES += [
           2)),
     entry("DenoiserHead.divergence", DENOISER.divergence, target=matched(LOGITS),
           output=matched(LOGITS), x_t=tokens(H, V, (0, 1), 2, 2)),
+    entry("DenoiserHead.generator", heads.DenoiserHead(UNIFORM).generator, output=matched(LOGITS),
+          x_t=tokens(DATA["h"], V, (0, 1), 2, 2, mask=False), t=time(HALF, (B,))),
     entry("egm.heads.ScoreHead", heads.ScoreHead, path=record(LINEAR, more=(MASKED,)),
           length_scale=number(1.0, 0), data_scale=number(1.0, 0), center=anything(0.0, None, np.nan, ("a",)),
           energy_skip=flag(True), target_score=flag(True), max_target_norm=number(1.0, 0, optional=True),

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from gaussian_problem import gaussian_problem, mixed_problem
-from token_problem import token_problem
+from token_problem import token_problem, uniform_problem
 
 import egm
 
@@ -90,9 +90,10 @@ class PathCase(NamedTuple):
     features: Any
 
 
-def token_case(path, sites):
+def token_case(path, sites, masks=True):
+    """A path on tokens, enumerated, its states with masks where it has them."""
     vocab = path.vocab_size
-    nodes = np.array(list(itertools.product(range(vocab + 1), repeat=sites)), np.int32)
+    nodes = np.array(list(itertools.product(range(vocab + masks), repeat=sites)), np.int32)
     data = np.all(nodes < vocab, axis=-1)
     return PathCase(path, Space(nodes, np.zeros(len(nodes)), data), nodes, _token_energy, _indicators(nodes))
 
@@ -181,6 +182,10 @@ PATHS = {
         token_case(egm.paths.MaskedPath(3), 2),
         token_case(egm.paths.MaskedPath(2, power=2.0), 3),
     ],
+    "UniformPath": lambda: [
+        token_case(egm.paths.UniformPath(3), 2, masks=False),
+        token_case(egm.paths.UniformPath(2, power=2.0), 3, masks=False),
+    ],
     "LinearPath": lambda: [line_case(egm.paths.LinearPath(sigma=1.2), [1.0])],
     "VarianceExplodingPath": lambda: [line_case(egm.paths.VarianceExplodingPath(0.3, 3.0), [1.0])],
     "VariancePreservingPath": lambda: [line_case(egm.paths.VariancePreservingPath(0.1, 4.0), [1.0])],
@@ -213,8 +218,8 @@ class ProcessCase(NamedTuple):
     num_steps: tuple[int, ...]
 
 
-def _on_tokens(process, num_steps, **options):
-    problem = token_problem(**options)
+def _on_tokens(process, num_steps, make=token_problem, **options):
+    problem = make(**options)
     return ProcessCase(process(problem.path), problem, problem.random_denoiser, (problem.sites,), num_steps)
 
 
@@ -252,6 +257,8 @@ PROCESSES = {
     "JumpProcess": lambda: [
         _on_tokens(_p.JumpProcess, (1, 3, 10)),
         _on_tokens(_p.JumpProcess, (4,), vocab=2, sites=4, power=1.5),
+        _on_tokens(_p.JumpProcess, (3, 1, 10), uniform_problem),
+        _on_tokens(_p.JumpProcess, (4,), uniform_problem, vocab=2, sites=4, power=1.5),
     ],
     "AnyOrderProcess": lambda: [_on_tokens(_p.AnyOrderProcess, (3,))],
     "OrderedProcess": lambda: [

@@ -90,8 +90,48 @@ class TokenProblem:
         return jnp.where(self.path.masked(x)[..., None], p, visible)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class UniformProblem(TokenProblem):
+    """The same on the uniform path, `partial` being `states`; the noising kernel is made here again."""
+
+    def _terms(self, x, t):
+        """[..., S] log p_{t|1}(x | state) - E(state)."""
+        k = jnp.asarray(t**self.path.power)[..., None, None]
+        same = x[..., None, :] == jnp.broadcast_to(self.states, (*x.shape[:-1], *self.states.shape))
+        kernel = jnp.log(k * same + (1 - k) / self.path.vocab_size)
+        return jnp.sum(kernel, axis=-1) - _like(self.table, kernel[..., 0])
+
+    def phi(self, x, t):
+        """log p~_t(x), t of the batch shape of x."""
+        return jax.nn.logsumexp(self._terms(x, t), axis=-1)
+
+    psi = None
+    g = phi
+
+    def denoiser(self, x, t):
+        """[..., L, V] the exact marginal denoiser."""
+        weights = jax.nn.softmax(self._terms(x, t), axis=-1)
+        one_hot = jax.nn.one_hot(jnp.asarray(self.states), self.path.vocab_size, dtype=float)
+        return jnp.einsum("...s,slv->...lv", weights, one_hot)
+
+    def random_denoiser(self, x, t):
+        """[N, L, V] some untrained denoiser, which depends on x and on t."""
+        vocab, size = self.path.vocab_size, self.sites
+        w = jnp.asarray(np.random.default_rng(5).normal(size=(size, vocab, size, vocab)), float)
+        h = jnp.einsum("nlv,lvmw->nmw", jax.nn.one_hot(x, vocab, dtype=float), w)
+        return jax.nn.softmax(0.25 * (h + jnp.sin(3 * t)[:, None, None] * h[..., ::-1]), axis=-1)
+
+
 def _like(values, x):
     return jnp.broadcast_to(jnp.asarray(values), x.shape)
+
+
+@functools.cache
+def uniform_problem(vocab=3, sites=3, power=1.0, seed=0):
+    """A `UniformProblem`, its energies those of `token_problem`."""
+    problem = token_problem(vocab, sites, power, seed)
+    path = egm.paths.UniformPath(vocab, power)
+    return UniformProblem(path, sites, problem.table, problem.states, problem.states)
 
 
 @functools.cache
