@@ -101,7 +101,7 @@ points = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
 exact = np.log(
     np.sum(np.exp(-np.asarray(energy(jnp.asarray(points)), np.float64))) * (grid[1] - grid[0]) ** 2
 )
-print(f"log Z {summary.log_z:.3f} +- {summary.log_z_error:.3f}, by quadrature {exact:.3f}")
+print(f"log Z {summary.log_z:.2f} +- {summary.log_z_error:.2f}, by quadrature {exact:.2f}")
 assert abs(summary.log_z - exact) < 4 * summary.log_z_error
 
 # %% ESS and level by iteration, and weighted samples of the ring

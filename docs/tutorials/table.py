@@ -69,7 +69,7 @@ given = np.stack([grid, np.full_like(grid, 10.0), np.full_like(grid, 3.0)], axis
 p = np.exp(true_log_density(given))
 p /= p.sum()
 share = p[grid < 20].sum()
-print(f"share of cold days: imputed {cold.mean():.2f}, true {share:.2f}")
+print(f"share of cold days: imputed {cold.mean():.1f}, true {share:.1f}")
 for side, kept in ((cold, grid < 20), (~cold, grid >= 20)):
     assert abs(filled[side, 0].mean() - (p[kept] @ grid[kept]) / p[kept].sum()) < 1.0
 
