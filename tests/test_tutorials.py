@@ -44,7 +44,7 @@ def agree(expected, found):
 
 
 def test_there_are_tutorials():
-    assert {"evidence", "lattice", "own_loop", "table"} <= set(NAMES)
+    assert {"lattice", "own_loop", "table"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
