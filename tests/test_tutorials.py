@@ -44,7 +44,7 @@ def agree(expected, found):
 
 
 def test_there_are_tutorials():
-    assert {"lattice", "own_loop", "table"} <= set(NAMES)
+    assert {"own_loop", "table"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
