@@ -112,6 +112,7 @@ SLOW = {
     "energymatch.losses.energy_matching_loss",
     "energymatch.langevin.sample",
     "energymatch.langevin.step",
+    "energymatch.couplings.exact_ot",
     "energymatch.couplings.sinkhorn",
     "energymatch.couplings.line_of_sight",
     "energymatch.posterior.sample",
