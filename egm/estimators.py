@@ -68,6 +68,14 @@ def estimate(
       TypeError: a dtype is wrong.
 
     Source: EGM (arXiv 2505.19646); design of the split over K and devices: this library.
+
+    Examples:
+      >>> path, energy = egm.paths.MaskedPath(vocab_size=2), egm.energies.Ising(3, inverse_temperature=0.4)
+      >>> x_t = path.sample(jax.random.key(0), energy.sample(jax.random.key(1), 16), 0.3)  # 2 is the mask
+      >>> phi_1 = egm.bootstrap.terminal(energy)
+      >>> estimate = egm.estimate(jax.random.key(2), path, phi_1, x_t, 0.3, 1.0, num_samples=100)
+      >>> estimate.generator.shape, estimate.log_marginal.shape, bool(estimate.valid.all())
+      ((16, 9, 2), (16,), True)
     """
     batch = _check_parts(path, log_density, proposal, x_t, chunk_size)
     num_samples = checks.positive_int(num_samples, "num_samples")

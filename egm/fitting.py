@@ -80,11 +80,6 @@ def fit(
 ) -> Sampler:
     """Learn a sampler of exp(-energy) from the energy alone; nothing has to be set.
 
-        sampler = egm.fit(jax.random.key(0), lambda x: 0.5 * jnp.sum(x**4), egm.spaces.Real(10))
-        print(sampler.report())
-        draw = sampler.sample(jax.random.key(1), 10_000)
-        mean, error = draw.expectation(lambda x: x[:, 0] ** 2)
-
     Args:
       key: a typed key.
       energy: E, minus the log-density up to a constant, of one state or of a batch (found by trying).
@@ -111,6 +106,14 @@ def fit(
     Raises:
       TypeError, ValueError: an argument is wrong, the energy is no number anywhere, or exp(-energy) is no
         density on the space: it does not fall off in some directions.
+
+    Examples:
+      >>> energy = lambda x: 0.5 * jnp.sum((x - 1.0) ** 2)  # of one state
+      >>> sampler = egm.fit(jax.random.key(0), energy, egm.spaces.Real(2), iterations=1, progress=False)
+      >>> print(f"log Z {sampler.log_z:.1f}")  # exact: log(2 pi)
+      log Z 1.8
+      >>> sampler.converged
+      True
     """
     began = time.time()
     checks.one_key(key)

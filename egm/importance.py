@@ -57,6 +57,11 @@ def snis(log_weights: Array, axis: int = 0, axis_name: str | None = None) -> SNI
 
     Raises:
       TypeError: the log-weights are not floating point. ValueError: `axis` does not exist or is empty.
+
+    Examples:
+      >>> weights, log_mean, ess = egm.importance.snis(jnp.log(jnp.array([1.0, 1.0, 2.0, 0.0])))
+      >>> print(weights, f"mean {jnp.exp(log_mean):.2f}, ESS {ess:.3f}")
+      [0.25 0.25 0.5  0.  ] mean 1.00, ESS 0.667
     """
     log_weights = checks.wide(checks.float_array(log_weights, "log_weights", min_ndim=1))
     if isinstance(axis, bool) or not isinstance(axis, int):
@@ -78,7 +83,13 @@ def snis(log_weights: Array, axis: int = 0, axis_name: str | None = None) -> SNI
 
 
 def log_mean_exp(log_weights: Array, axis: int = 0, axis_name: str | None = None) -> Array:
-    """Log of the mean weight along `axis` (removed), by the rules of `snis`."""
+    """Log of the mean weight along `axis` (removed), by the rules of `snis`.
+
+    Examples:
+      >>> log_weights = jnp.array([[0.0, -jnp.inf], [0.0, jnp.log(4.0)]])
+      >>> print(np.exp(egm.importance.log_mean_exp(log_weights)).round(3))
+      [1. 2.]
+    """
     return snis(log_weights, axis, axis_name).log_mean
 
 
@@ -94,6 +105,12 @@ def clipped_probabilities(log_weights: Array, clip: float | None) -> tuple[Array
     Returns:
       ([N] probabilities that sum to 1, or all zeros where no weight is positive; the fraction of the
       total weight that was cut, a scalar).
+
+    Examples:
+      >>> log_weights = jnp.log(jnp.array([1.0, 1.0, 1.0, 97.0]))
+      >>> probabilities, cut = egm.importance.clipped_probabilities(log_weights, clip=2.0)
+      >>> print(np.asarray(probabilities).round(2), f"cut {cut:.2f}")
+      [0.02 0.02 0.02 0.94] cut 0.47
     """
     weights = snis(checks.vector(log_weights, "log_weights")).weights
     if clip is None:
@@ -122,6 +139,11 @@ def systematic(key: Key, log_weights: Array, num: int) -> Array:
       TypeError, ValueError: an argument has a wrong type, shape or value.
 
     Source: Kitagawa, "Monte Carlo filter and smoother" (1996), systematic resampling.
+
+    Examples:
+      >>> log_weights = jnp.log(jnp.array([0.5, 0.25, 0.25, 0.0]))
+      >>> print(egm.importance.systematic(jax.random.key(0), log_weights, 4))
+      [0 0 1 2]
     """
     weights = snis(checks.vector(log_weights, "log_weights")).weights
     size, num = weights.shape[0], checks.positive_int(num, "num")
@@ -182,6 +204,12 @@ def reliability(log_weights: Array, axis_name: str | None = None) -> Reliability
     Source: Vehtari, Simpson, Gelman, Yao, Gabry, Pareto smoothed importance sampling (JMLR 2024), for the
     number of weights in the tail, min(N/5, 3 sqrt N), the regularised k-hat and its limit .7; Zhang and
     Stephens (Technometrics 2009) for the estimator of k; Smith (Biometrika 1985) for its variance.
+
+    Examples:
+      >>> even = jax.random.normal(jax.random.key(0), (5000,)) * 0.1
+      >>> heavy = jax.random.normal(jax.random.key(0), (5000,)) * 5.0
+      >>> [bool(egm.importance.reliability(w).reliable) for w in (even, heavy)]
+      [True, False]
     """
     log_weights = jax.lax.stop_gradient(checks.vector(log_weights, "log_weights"))
     n_here = log_weights.shape[0]

@@ -183,6 +183,25 @@ def make_iteration(
     Raises:
       ValueError: the paths differ, a size does not divide over the devices, or `num_times` steps are too
         few for the process to finish.
+
+    Examples:
+      >>> import optax
+      >>> energy = lambda x: -jnp.sum(x == jnp.roll(x, 1, axis=-1), axis=-1).astype(float)  # tokens [N, 4]
+      >>> path, net = egm.paths.MaskedPath(2), egm.networks.MLPDenoiser(2, width=8, depth=1)
+      >>> algorithm = egm.algorithms.Weighted(path, egm.heads.DenoiserHead(path), net.apply)
+      >>> config = egm.iteration.IterationConfig(num_simulated=128, num_times=4, num_gradient_steps=10)
+      >>> init, step = egm.iteration.make_iteration(
+      ...     algorithm,
+      ...     egm.processes.AnyOrderProcess(path),
+      ...     egm.energies.WithConditionals(energy, vocab_size=2),
+      ...     optax.adam(2e-3),
+      ...     config,
+      ...     event_shape=(4,),
+      ... )
+      >>> state = init(net.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))
+      >>> state, info = jax.jit(step)(jax.random.key(1), state)
+      >>> bool(info["ess"] > 0), bool(jnp.isfinite(info["log_z"]))
+      (True, True)
     """
     if not all(hasattr(algorithm, name) for name in ("path", "generator", "loss", "draws_by_weight")):
         raise TypeError(f"algorithm must be an Algorithm, got {algorithm!r:.80}")

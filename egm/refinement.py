@@ -40,9 +40,6 @@ def refine(
 ) -> Refined:
     """`num` samples of the target without weights: resampled, then refined by Metropolis-Hastings.
 
-        refined = egm.refine(key, sampler, 1000)
-        refined.x, refined.acceptance
-
     Args:
       key: a typed key.
       sampler: from `egm.fit` or `Sampler.load`.
@@ -59,6 +56,11 @@ def refine(
       TypeError, ValueError: an argument has a wrong type or value.
 
     Source: Andrieu, Doucet and Holenstein (2010), particle independent Metropolis-Hastings with one path.
+
+    Examples:
+      >>> refined = egm.refine(jax.random.key(2), sampler, 64, num_rounds=2)
+      >>> refined.x.shape, refined.acceptance.shape
+      ((64, 2), (2,))
     """
     checks.one_key(key)
     checks.instance(sampler, Sampler, "sampler")

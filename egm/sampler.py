@@ -48,6 +48,14 @@ class Samples(NamedTuple):
         their weights they are the target's.
       log_weights: [N] path log-weights, whose mean weight is Z.
       summary: `egm.metrics.PathWeightSummary` of them.
+
+    Examples:
+      >>> draw = sampler.sample(jax.random.key(1), 1000)
+      >>> mean, error = draw.expectation(lambda x: jnp.sum(x**2, axis=-1))  # exact: 4
+      >>> bool(abs(mean - 4.0) < 4 * error)
+      True
+      >>> draw.resample(jax.random.key(2), 100).shape  # of equal weight
+      (100, 2)
     """
 
     x: PyTree
@@ -256,6 +264,14 @@ class Sampler:
       evidence: `egm.evidence.Evidence`.
       history: metrics of the training's iterations, {name: [iterations]}.
       seconds: of the whole fit.
+
+    Examples:
+      >>> draw = sampler.sample(jax.random.key(1), 1000)
+      >>> mean, error = draw.expectation(lambda x: x[:, 0])
+      >>> bool(abs(mean - 1.0) < 4 * error)
+      True
+      >>> print(f"log Z {sampler.log_z:.2f}, ESS above .9: {draw.ess > 0.9}")
+      log Z 1.84, ESS above .9: True
     """
 
     def __init__(
@@ -311,6 +327,13 @@ class Sampler:
 
         Returns:
           Samples.
+
+        Examples:
+          >>> draw = sampler.sample(jax.random.key(1), 1000)
+          >>> draw.x.shape, draw.log_weights.shape
+          ((1000, 2), (1000,))
+          >>> print(f"Z of these alone: {jnp.exp(draw.summary.log_z):.1f}")  # exact: 2 pi
+          Z of these alone: 6.3
         """
         checks.one_key(key)
         num = checks.positive_int(num, "num")
@@ -349,11 +372,27 @@ class Sampler:
         return run
 
     def log_prob(self, x: PyTree) -> Array:
-        """[N] the target's normalised log-density, -E(x) - log Z, at the user's states [N, ...]."""
+        """[N] the target's normalised log-density, -E(x) - log Z, at the user's states [N, ...].
+
+        Examples:
+          >>> log_p = sampler.log_prob(jnp.array([[1.0, 1.0], [2.0, 1.0]]))
+          >>> print(np.asarray(log_p).round(1))
+          [-1.8 -2.3]
+        """
         return -checks.wide(self.energy(x)) - self.log_z
 
     def report(self) -> str:
-        """What was found and how far it may be trusted, as a table in text."""
+        """What was found and how far it may be trusted, as a table in text.
+
+        Examples:
+          >>> print(sampler.report())
+          space                  Real(shape=(2,), periodic=False)
+          dimensions             2 numbers
+          log Z                  1.8... +- ...
+          ESS                    0.9... of the samples
+          converged              yes
+          ...
+        """
         d = self.design
         rows = [
             ("space", repr(self.space)),
@@ -397,6 +436,14 @@ class Sampler:
 
         Raises:
           ValueError: the folder exists and is not empty. TypeError: a space of the user's own.
+
+        Examples:
+          >>> import tempfile
+          >>> folder = tempfile.mkdtemp()
+          >>> sampler.save(folder)
+          >>> same = egm.Sampler.load(folder, energy)
+          >>> same.log_z == sampler.log_z
+          True
         """
         from orbax.checkpoint import v1 as ocp
 
@@ -450,6 +497,14 @@ class Sampler:
 
         Raises:
           ValueError: the folder holds no sampler, or one of another format.
+
+        Examples:
+          >>> import tempfile
+          >>> folder = tempfile.mkdtemp()
+          >>> sampler.save(folder)
+          >>> same = egm.Sampler.load(folder, energy)
+          >>> same.sample(jax.random.key(1), 10).x.shape
+          (10, 2)
         """
         from orbax.checkpoint import v1 as ocp
 

@@ -109,6 +109,16 @@ def simulate(
     Raises:
       TypeError, ValueError: the times are not a strictly increasing vector in [0, 1], a shape does not
         fit, or the steps from the first time to 1 are fewer than the process needs to finish (`check_steps`).
+
+    Examples:
+      >>> path = egm.paths.MaskedPath(vocab_size=2)
+      >>> process = egm.processes.JumpProcess(path)
+      >>> denoiser = lambda x, t: jnp.full((*x.shape, 2), 0.5)  # exact for an energy of zero
+      >>> x_0 = path.sample_prior(jax.random.key(0), (8, 4))
+      >>> trajectory = egm.simulate(jax.random.key(1), process, denoiser, x_0, process.times(10))
+      >>> log_weights = egm.path_log_weights(lambda x: jnp.zeros(len(x)), path, trajectory)
+      >>> print(f"{jnp.exp(egm.importance.log_mean_exp(log_weights)):.1f}")  # Z: the number of states
+      16.0
     """
     log_prior = None
     if isinstance(x_0, PriorDraw):

@@ -81,6 +81,11 @@ class EnergyModel:
       converged, reason: whether the figures may be trusted, and why not.
       history: what training measured, {name: [times]}.
       seconds: of the fit.
+
+    Examples:
+      >>> half = model.impute(jax.random.key(1), np.array([[180.0, np.nan]]), np.array([True, False]), 100)
+      >>> bool(abs(half[:, 0, 1].mean() - 77.0) < 3.0)  # weights of people of 180 cm
+      True
     """
 
     def __init__(
@@ -130,15 +135,33 @@ class EnergyModel:
         return self.network.apply(self.params, z)
 
     def energy(self, x: Array) -> Array:
-        """[N] E(x) = V of x [N, *event], so that p(x) = exp(-E(x)) / Z; a function for `egm.fit`."""
+        """[N] E(x) = V of x [N, *event], so that p(x) = exp(-E(x)) / Z; a function for `egm.fit`.
+
+        Examples:
+          >>> x = np.array([[170.0, 68.0]])
+          >>> bool(jnp.allclose(-model.energy(x) - model.log_z, model.log_prob(x)))
+          True
+        """
         return self.potential(self.whitening.apply(self._flat(x)))
 
     def log_prob(self, x: Array) -> Array:
-        """[N] log-density of x [N, *event] in the user's units, in nats."""
+        """[N] log-density of x [N, *event] in the user's units, in nats.
+
+        Examples:
+          >>> log_p = model.log_prob(np.array([[170.0, 68.0], [170.0, 30.0]]))
+          >>> bool(log_p[0] > log_p[1] + 10)
+          True
+        """
         return -self.energy(x) - self.log_z
 
     def score(self, x: Array) -> Array:
-        """[N, *event] the gradient of the log-density."""
+        """[N, *event] the gradient of the log-density.
+
+        Examples:
+          >>> slope = model.score(np.array([[170.0, 90.0]]))
+          >>> slope.shape, bool(slope[0, 1] < 0)  # down in weight
+          ((1, 2), True)
+        """
         return -jax.grad(lambda y: jnp.sum(self.energy(y)))(jnp.asarray(x, float))
 
     # Samples.
@@ -147,6 +170,11 @@ class EnergyModel:
         """[num, *event] samples: draws of the mixture, resampled by weight and moved by MALA.
 
         Exact in the limit of many draws; as good as the weights, whose reliability `log_z_error` tells.
+
+        Examples:
+          >>> x = model.sample(jax.random.key(1), 100)
+          >>> x.shape, bool(abs(x[:, 0].mean() - 170.0) < 5.0)
+          ((100, 2), True)
         """
         num = checks.positive_int(num, "num")
         k_draw, k_pick, k_move = random.split(checks.one_key(key), 3)
@@ -171,6 +199,12 @@ class EnergyModel:
 
         Raises:
           TypeError, ValueError: `observed` is no array of booleans of such a shape.
+
+        Examples:
+          >>> x = np.array([[180.0, np.nan], [np.nan, 60.0]])
+          >>> filled = model.impute(jax.random.key(1), x, ~np.isnan(x), 50)
+          >>> filled.shape, bool(jnp.all(filled[:, 0, 0] == 180.0))
+          ((50, 2, 2), True)
         """
         num = checks.positive_int(num, "num")
         checks.one_key(key)
@@ -257,6 +291,12 @@ class EnergyModel:
 
         Returns:
           `PosteriorSamples`, x in the user's units.
+
+        Examples:
+          >>> total = lambda x: x[:, :1] + x[:, 1:]  # what was measured: the sum, 250 +- 1
+          >>> found = model.posterior(jax.random.key(1), total, jnp.array([250.0]), scale=1.0, num=64)
+          >>> found.x.shape, bool(jnp.all(jnp.abs(found.x.sum(axis=1) - 250.0) < 6.0))
+          ((64, 2), True)
         """
         measured = posterior.gaussian_measurement(lambda z: operator(self._event(z)), y, scale)
         found = posterior.sample(
@@ -271,12 +311,26 @@ class EnergyModel:
 
         A direction counts where the curvature of V is below `threshold`; 1 is that of a normal density as
         wide as the data.
+
+        Examples:
+          >>> print(model.dimension(np.array([[170.0, 68.0]])))
+          [2.]
         """
         z = self.whitening.apply(self._flat(x))
         return curvature.local_intrinsic_dimension(self.potential, z, threshold=threshold)
 
     def report(self) -> str:
-        """What was found and how far it may be trusted, as a table in text."""
+        """What was found and how far it may be trusted, as a table in text.
+
+        Examples:
+          >>> print(model.report())
+          event                    (2,)
+          held-out log-density     -6.7... nats (mixture alone -6.7...)
+          log Z                    4.0... +- 0, from above 4.0...
+          components               2
+          network                  none: it was no better
+          ...
+        """
         rows = [
             ("event", repr(self.event_shape)),
             ("held-out log-density", f"{self.held_out:.4g} nats (mixture alone {self.base_held_out:.4g})"),
@@ -297,6 +351,14 @@ class EnergyModel:
 
         Raises:
           ValueError: the folder exists and is not empty. TypeError: the network is not the model's own.
+
+        Examples:
+          >>> import tempfile
+          >>> folder = tempfile.mkdtemp()
+          >>> model.save(folder)
+          >>> same = energymatch.EnergyModel.load(folder)
+          >>> same.log_z == model.log_z
+          True
         """
         from orbax.checkpoint import v1 as ocp
 
@@ -337,6 +399,15 @@ class EnergyModel:
 
         Raises:
           ValueError: the folder holds no model, or one of another format.
+
+        Examples:
+          >>> import tempfile
+          >>> folder = tempfile.mkdtemp()
+          >>> model.save(folder)
+          >>> same = energymatch.EnergyModel.load(folder)
+          >>> x = np.array([[170.0, 68.0]])
+          >>> bool(same.log_prob(x) == model.log_prob(x))
+          True
         """
         from orbax.checkpoint import v1 as ocp
 

@@ -36,6 +36,11 @@ def temperature(t: Array | float, tau_star: float, epsilon_max: Array | float) -
       TypeError: an argument is of another kind. ValueError: a concrete value is out of range.
 
     Source: Energy Matching (arXiv 2504.10612), the temperature schedule of its section on training.
+
+    Examples:
+      >>> t = jnp.array([0.0, 0.8, 0.9, 1.0, 2.0])
+      >>> print(np.asarray(energymatch.temperature(t, tau_star=0.8, epsilon_max=0.5)).round(2))
+      [0.   0.   0.25 0.5  0.5 ]
     """
     t, tau_star = _time(t), unit_interval(tau_star, "tau_star")
     epsilon_max = number(epsilon_max, "epsilon_max", "finite and non-negative")
@@ -61,6 +66,11 @@ def flow_weight(t: Array | float, tau_star: float) -> Array:
       TypeError: an argument is of another kind. ValueError: a concrete value is out of range.
 
     Source: Energy Matching (arXiv 2504.10612), phase 2 of its training.
+
+    Examples:
+      >>> t = jnp.array([0.0, 0.8, 0.9, 1.0])
+      >>> print(np.asarray(energymatch.flow_weight(t, tau_star=0.8)).round(2))
+      [1.  1.  0.5 0. ]
     """
     t, tau_star = _time(t), unit_interval(tau_star, "tau_star")
     return jnp.ones_like(t) if tau_star == 1 else _share_left(t, tau_star)

@@ -59,6 +59,10 @@ def test_python_block_runs(index, tmp_path, monkeypatch):
         exec(program, {"__name__": "__main__"})
 
 
+def test_it_is_read_at_one_sitting():
+    assert 0 < len(TEXT.splitlines()) <= 120
+
+
 def test_commands_name_files_that_exist():
     found = list(commands(TEXT))
     assert found, f"{README} is missing or shows no ```bash block"

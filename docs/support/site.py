@@ -13,6 +13,17 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("egm", "energymatch")
 FIRST = {"egm": ("fit", "refine", "Sampler", "Samples"), "energymatch": ("fit", "EnergyModel")}
 """What stands first on a package's own page."""
+EXAMPLES = """\
+The examples run as they stand after
+
+```python
+import jax, jax.numpy as jnp, numpy as np
+import egm, energymatch
+```
+
+where `sampler` and `model` are those of the examples of [egm.fit][] and [energymatch.fit][]. They show how
+a call is written: their sizes, trained networks above all, are far too small for use.
+"""
 
 
 def pages():
@@ -69,7 +80,7 @@ def page(module, names):
 
 def index(found):
     """The page in front of the reference: each module with the first sentence of its docstring."""
-    lines = ["# API reference", "", "Every public name of both packages, a page a module.", ""]
+    lines = ["# API reference", "", "Every public name of both packages, a page a module.", "", EXAMPLES, ""]
     for package in PACKAGES:
         lines += [f"## {package}", "", "| module | what it holds |", "|---|---|"]
         for module in found:

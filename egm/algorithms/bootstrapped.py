@@ -38,6 +38,17 @@ class Bootstrap:
       proposal: what draws the samples (`egm.proposals`); None for the path's own q_{r|t}.
       divergence: of g's targets, `[B] = divergence(target, prediction)`: squared error has no bias where
         the target has no noise, `divergences.exponential` none where it has.
+
+    Examples:
+      >>> path = egm.paths.MaskedPath(vocab_size=2)
+      >>> net = egm.networks.MLPDenoiser(vocab_size=2, width=8, depth=1)
+      >>> g = egm.networks.MLPLogMarginal(vocab_size=2, width=8, depth=1)
+      >>> algorithm = egm.algorithms.Bootstrap(path, egm.heads.DenoiserHead(path), net.apply, g.apply)
+      >>> x = jnp.zeros((1, 4), jnp.int32)
+      >>> params = {"generator": net.init(jax.random.key(0), x), "log_marginal": g.init(jax.random.key(1), x)}
+      >>> generator = algorithm.generator(params, egm.energies.Ising(side=2, inverse_temperature=0.4))
+      >>> generator(jnp.full((1, 4), 2), jnp.zeros(1)).shape  # probabilities at each site of a state of masks
+      (1, 4, 2)
     """
 
     path: Path

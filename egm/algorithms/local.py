@@ -27,6 +27,14 @@ class LocalBootstrap:
       num_steps: of the grid `path.times` that a step is taken on, but with masks.
       skip: as for `Bootstrap`.
       draws_by_weight: whether x_1 is drawn by path weight.
+
+    Examples:
+      >>> path, g = egm.paths.MaskedPath(2), egm.networks.MLPLogMarginal(2, width=8, depth=1)
+      >>> algorithm = egm.algorithms.LocalBootstrap(path, g.apply)
+      >>> params = g.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+      >>> generator = algorithm.generator(params, egm.energies.Ising(side=2, inverse_temperature=0.4))
+      >>> generator(jnp.full((1, 4), 2), jnp.zeros(1)).shape  # probabilities at each site of a state of masks
+      (1, 4, 2)
     """
 
     path: Path

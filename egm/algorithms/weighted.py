@@ -38,6 +38,17 @@ class Weighted:
       apply: the network.
       energy_targets: let targets use the energy where it offers more than its value (Rao-Blackwell
         targets from single-site conditionals, target scores from its gradient).
+
+    Examples:
+      >>> path, net = egm.paths.MaskedPath(2), egm.networks.MLPDenoiser(2, width=8, depth=1)
+      >>> algorithm = egm.algorithms.Weighted(path, egm.heads.DenoiserHead(path), net.apply)
+      >>> x_1, t = jnp.array([[0, 1, 1, 0], [1, 1, 0, 0]]), jnp.array([0.3, 0.6])
+      >>> params = net.init(jax.random.key(0), x_1)
+      >>> keys = egm.random.example_keys(jax.random.key(1), 2)
+      >>> energy = egm.energies.Ising(side=2, inverse_temperature=0.4)
+      >>> loss, metrics = algorithm.loss(keys, params, params, x_1, t, energy)
+      >>> loss.shape
+      (2,)
     """
 
     path: Path

@@ -26,6 +26,12 @@ class WithConditionals:
       energy: E, `[N] = energy(x)` of tokens x [N, L], or of a dict of arrays [N, ...].
       vocab_size: V.
       part: None for tokens alone; for a dict the key of its tokens [N, L].
+
+    Examples:
+      >>> ring = lambda x: -jnp.sum(x == jnp.roll(x, 1, axis=-1), axis=-1).astype(float)
+      >>> energy = egm.energies.WithConditionals(ring, vocab_size=3)
+      >>> print(energy.single_site_conditionals(jnp.array([[0, 0, 0, 1]])).shape)
+      (1, 4, 3)
     """
 
     energy: Energy

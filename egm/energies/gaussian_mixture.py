@@ -34,6 +34,15 @@ class GaussianMixture:
     Raises:
       TypeError, ValueError: means not rectangular, sigma not between 1e-18 and 1e18, weights not M positive
         numbers.
+
+    Examples:
+      >>> means = ((-3.0, 0.0), (3.0, 0.0))
+      >>> energy = egm.energies.GaussianMixture(means, sigma=0.5, weights=(1.0, 3.0))
+      >>> x = energy.sample(jax.random.key(0), 1000)
+      >>> x.shape, energy(x).shape
+      ((1000, 2), (1000,))
+      >>> print(f"log Z {energy.log_partition():.3f}")
+      log Z 0.452
     """
 
     means: tuple[tuple[float, ...], ...] = _GRID

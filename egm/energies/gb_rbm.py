@@ -38,6 +38,14 @@ class GaussianBernoulliRBM:
     Raises:
       TypeError, ValueError: a field is not rectangular, its size does not fit W, sigma is not between
         1e-18 and 1e18, or the energies leave float32.
+
+    Examples:
+      >>> energy = egm.energies.GaussianBernoulliRBM()
+      >>> state = energy.sample(jax.random.key(0), 5)
+      >>> state["x"].shape, state["h"].shape, energy(state).shape
+      ((5, 2), (5, 3), (5,))
+      >>> print(f"log Z {energy.log_partition():.3f}")
+      log Z 4.270
     """
 
     weights: tuple[tuple[float, ...], ...] = ((5.0, 0.0, -5.0), (0.0, 5.0, 0.0))

@@ -34,6 +34,12 @@ class JointDoubleWell:
       num_particles: N, at least 2.
       spatial_dim: d.
       reference: how `sample` makes its pool of states.
+
+    Examples:
+      >>> energy = egm.energies.JointDoubleWell()  # four particles in the plane, of two kinds
+      >>> x = jnp.array([[0.0, 0.0, 2.0, 0.0, 0.0, 2.0, 2.0, 2.0]])
+      >>> print(np.asarray(energy({"x": x, "h": jnp.zeros((1, 4), jnp.int32)})).round(2))
+      [-1.68]
     """
 
     num_particles: int = 4

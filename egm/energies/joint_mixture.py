@@ -77,6 +77,14 @@ class JointGaussianMixture(_Spins):
       dim: D and L.
       mode: where the two modes of a coordinate lie, +mode and -mode.
       sigma: standard deviation of x given h.
+
+    Examples:
+      >>> energy = egm.energies.JointGaussianMixture(dim=4)
+      >>> state = energy.sample(jax.random.key(0), 5)
+      >>> state["x"].shape, state["h"].shape
+      ((5, 4), (5, 4))
+      >>> print(f"log Z {energy.log_partition():.3f}")
+      log Z 1.632
     """
 
     dim: int = 10

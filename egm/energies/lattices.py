@@ -29,6 +29,10 @@ def square(shape: Sequence[int], periodic: bool = True) -> tuple[tuple[int, int]
 
     Raises:
       TypeError, ValueError: a side is no positive int.
+
+    Examples:
+      >>> egm.energies.lattices.square((2, 2), periodic=False)
+      ((0, 2), (0, 1), (1, 3), (2, 3))
     """
     if isinstance(shape, str) or not np.iterable(shape) or len(shape) == 0:
         raise TypeError(f"shape must be a tuple of sides, got {shape!r:.80}")
@@ -113,6 +117,10 @@ def check_colouring(
     Raises:
       TypeError: the energy has no conditionals. ValueError: sites of one colour interact, named in the
         message.
+
+    Examples:
+      >>> energy = egm.energies.SpinGlass(4, ((0, 1), (1, 2), (2, 3), (3, 0)))
+      >>> egm.energies.check_colouring(jax.random.key(0), energy, (0, 1, 0, 1), vocab_size=2)  # it is one
     """
     checks.one_key(key)
     colours = tuple(checks.positive_int(c, "every one of colours", 0) for c in colours)

@@ -32,6 +32,12 @@ class LennardJones:
       core_radius: where the tangent takes over, in (0, 1) and not so small that float32 overflows (.003
         for 13 particles).
       reference: how `sample` makes its pool of states.
+
+    Examples:
+      >>> energy = egm.energies.LennardJones(num_particles=2)
+      >>> x = jnp.array([[0.5, 0.0, 0.0, -0.5, 0.0, 0.0]])  # -2 at the pair's minimum, 1/4 of the trap
+      >>> print(energy(x))
+      [-1.75]
     """
 
     num_particles: int = 13

@@ -89,6 +89,14 @@ class SpinGlass(_OnGraph):
 
     Raises:
       TypeError, ValueError: an edge joins no two sites, or numbers are missing or not finite.
+
+    Examples:
+      >>> edges = ((0, 1), (1, 2), (2, 0))  # a triangle that cannot satisfy all of its bonds
+      >>> energy = egm.energies.SpinGlass(3, edges, couplings=-1.0)
+      >>> print(energy(jnp.array([[0, 1, 0], [0, 0, 0]])))
+      [-1.  3.]
+      >>> print(f"log Z {energy.log_partition():.3f}")
+      log Z 2.798
     """
 
     num_sites: int
@@ -171,6 +179,12 @@ class Potts(_OnGraph):
 
     Raises:
       TypeError, ValueError: an edge joins no two sites, or numbers are missing or not finite.
+
+    Examples:
+      >>> edges = egm.energies.lattices.square((3, 3))
+      >>> energy = egm.energies.Potts(9, edges, vocab_size=3, inverse_temperature=0.5)
+      >>> print(energy(jnp.zeros((1, 9), jnp.int32)), f"log Z {energy.log_partition():.2f}")
+      [-9.] log Z 13.52
     """
 
     num_sites: int

@@ -86,6 +86,13 @@ def two_sided(
 
     Raises:
       TypeError, ValueError: an argument has a wrong type or shape.
+
+    Examples:
+      >>> forward = 0.1 * jax.random.normal(jax.random.key(0), (1000,))
+      >>> backward = jnp.zeros(100).at[:50].set(20.0)  # half of the exact samples: where no sample was
+      >>> found = egm.evidence.two_sided(forward, backward)
+      >>> bool(found.converged), int(found.num_missed), round(float(found.missing_mass), 1)
+      (False, 50, 0.5)
     """
     log_weights = checks.vector(log_weights, "log_weights")
     reverse = checks.vector(reverse_log_weights, "reverse_log_weights")
@@ -127,7 +134,14 @@ def two_sided(
 
 
 def message(evidence: Evidence) -> str:
-    """What the evidence says, in plain words, on the host."""
+    """What the evidence says, in plain words, on the host.
+
+    Examples:
+      >>> even = jnp.full(1000, 2.0)  # path log-weights of a perfect sampler
+      >>> found = egm.evidence.two_sided(even, even[:100])
+      >>> print(egm.evidence.message(found))
+      log Z = 2 by the sampler's own weights (standard error 0). None of 100 reference states ...
+    """
     e: Evidence = jax.tree.map(lambda v: np.asarray(jax.device_get(v)), evidence)
     text = [f"log Z = {e.lower:.4g} by the sampler's own weights (standard error {e.lower_error:.2g})."]
     if not np.isfinite(e.lower_error):
@@ -175,6 +189,17 @@ def from_states(
       process, generator_fn, times: the sampler, as `egm.simulate` has them.
       states: [M, *event] exact samples, data or `Chains.x`.
       moments: those that the sampler's prior is drawn with, `IterationState.moments`.
+
+    Examples:
+      >>> path = egm.paths.MaskedPath(vocab_size=2)
+      >>> process = egm.processes.AnyOrderProcess(path)
+      >>> denoiser = lambda x, t: jnp.full((*x.shape, 2), 0.5)  # exact for an energy of zero
+      >>> energy = lambda x: jnp.zeros(len(x))
+      >>> exact = jax.random.randint(jax.random.key(0), (16, 4), 0, 2)
+      >>> times = process.times(4)
+      >>> reverse = egm.evidence.from_states(jax.random.key(1), energy, process, denoiser, exact, times)
+      >>> print(np.asarray(reverse[:2]).round(3))  # log Z = 4 log 2 each, since the sampler is exact
+      [2.773 2.773]
     """
     trajectory = simulate_reverse(key, process, generator_fn, states, times, moments=moments)
     return path_log_weights(energy, process.path, trajectory)
@@ -207,6 +232,18 @@ def check(
 
     Returns:
       Evidence; `message` puts it into words.
+
+    Examples:
+      >>> path = egm.paths.MaskedPath(vocab_size=2)
+      >>> process = egm.processes.AnyOrderProcess(path)
+      >>> denoiser, energy = lambda x, t: jnp.full((*x.shape, 2), 0.5), lambda x: jnp.zeros(len(x))
+      >>> x_0, times = path.sample_prior(jax.random.key(0), (256, 4)), process.times(4)
+      >>> trajectory = egm.simulate(jax.random.key(1), process, denoiser, x_0, times)
+      >>> found = egm.evidence.check(
+      ...     jax.random.key(2), energy, process, denoiser, trajectory, times, num_chains=32, gradient=False
+      ... )
+      >>> bool(found.converged)
+      True
     """
     checks.instance(trajectory, Trajectory, "trajectory")
     k_chains, k_back = random.split(checks.one_key(key))

@@ -91,6 +91,14 @@ def tempered_chains(
 
     Source: Del Moral, Doucet and Jasra, "Sequential Monte Carlo samplers" (2006); ter Braak (2006) for
     the differences; Liang and Wong (2001) for the exchanges.
+
+    Examples:
+      >>> energy = egm.energies.GaussianMixture(means=((-3.0,), (3.0,)))
+      >>> chains = egm.evidence.tempered_chains(
+      ...     jax.random.key(0), energy, egm.paths.LinearPath(), (1,), num_groups=2, num_chains=64
+      ... )
+      >>> chains.x.shape, bool(chains.reached.all())  # three widths of two populations of 64
+      ((384, 1), True)
     """
     checks.one_key(key)
     checks.function(energy, "energy")
@@ -144,6 +152,13 @@ def moved(
 
     Raises:
       TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Examples:
+      >>> energy = egm.energies.GaussianMixture(means=((-3.0,), (3.0,)))
+      >>> x = energy.sample(jax.random.key(0), 64)
+      >>> x, e = egm.evidence.moved(jax.random.key(1), energy, egm.paths.LinearPath(), x, num_rounds=2)
+      >>> x.shape, e.shape
+      ((64, 1), (64,))
     """
     checks.one_key(key)
     checks.function(energy, "energy")

@@ -29,6 +29,14 @@ class DenoiserHead:
       order: of the process that simulates (`egm.processes.OrderedProcess`), on a path with masks: training
         draws the states that it visits, each of its steps as often, and learns the sites that it reveals
         next. None: those of the path, at all sites that are open.
+
+    Examples:
+      >>> path = egm.paths.MaskedPath(vocab_size=2)
+      >>> head = egm.heads.DenoiserHead(path)
+      >>> x_t = jnp.array([[1, 2]])  # the second site is masked
+      >>> print(head.generator(jnp.zeros((1, 2, 2)), x_t))  # of a network's logits [1, 2, 2]
+      [[[0.  1. ]
+        [0.5 0.5]]]
     """
 
     path: TokenPath

@@ -26,6 +26,12 @@ class ProductHead:
     Args:
       heads: a dict (or any pytree) of heads.
       weights: the same structure of floats; None weighs every leaf 1.
+
+    Examples:
+      >>> x, h = egm.paths.LinearPath(), egm.paths.MaskedPath(vocab_size=2)
+      >>> head = egm.heads.ProductHead({"x": egm.heads.ScoreHead(x), "h": egm.heads.DenoiserHead(h)})
+      >>> sorted(head.path.paths)
+      ['h', 'x']
     """
 
     path: ProductPath

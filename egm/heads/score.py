@@ -70,6 +70,15 @@ class ScoreHead:
     for itself by an attribute `differentiable`, a bool; `make_iteration` asks once an iteration.
 
     Source: preconditioning after arXiv 2206.00364; target score matching, arXiv 2402.08667.
+
+    Examples:
+      >>> path = egm.paths.VarianceExplodingPath(0.1, 5.0)
+      >>> head = egm.heads.ScoreHead(path, length_scale=1.0, data_scale=1.0)
+      >>> x_t, t = jnp.ones((1, 3)), jnp.full(1, 0.5)
+      >>> energy = lambda x: 0.5 * jnp.sum(x**2, axis=-1)  # of N(0, 1), for which an output of zero is exact
+      >>> found = head.generator(jnp.zeros((1, 3, 2)), x_t, t, energy)
+      >>> bool(jnp.allclose(found.score, -x_t / (1 + path.variance(t)), rtol=1e-4))
+      True
     """
 
     path: GaussianPath

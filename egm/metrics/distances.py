@@ -30,6 +30,12 @@ def mode_masses(x: Array, modes: Array, log_weights: Array | None = None) -> Arr
 
     Raises:
       TypeError: x or modes is not floating. ValueError: a shape does not fit.
+
+    Examples:
+      >>> modes = jnp.array([[-2.0], [2.0]])
+      >>> x = jnp.array([[-2.1], [1.9], [2.2], [2.0]])
+      >>> print(egm.metrics.mode_masses(x, modes))
+      [0.25 0.75]
     """
     x, modes = checks.float_array(x, "x"), checks.float_array(modes, "modes")
     if x.ndim != 2:
@@ -62,6 +68,10 @@ def wasserstein_1d(a: Array, b: Array, p: float = 1.0) -> Array:
 
     Raises:
       ValueError: the samples differ in size.
+
+    Examples:
+      >>> print(egm.metrics.wasserstein_1d(jnp.array([0.0, 1.0, 2.0]), jnp.array([3.0, 1.0, 2.0])))
+      1.0
     """
     a, b = checks.vector(a, "a"), checks.vector(b, "b")
     if a.shape != b.shape:
@@ -110,6 +120,12 @@ def distance_floor(distance, exact: Any, set_size: int, num_pairs: int, seed: in
 
     Raises:
       ValueError: there are too few exact samples.
+
+    Examples:
+      >>> exact = jax.random.normal(jax.random.key(0), (1000,))
+      >>> floor = egm.metrics.distance_floor(egm.metrics.wasserstein_1d, exact, set_size=100, num_pairs=5)
+      >>> 0.0 < floor < 0.5
+      True
     """
     for name, value, minimum in (("set_size", set_size, 1), ("num_pairs", num_pairs, 1), ("seed", seed, 0)):
         checks.positive_int(value, name, minimum)

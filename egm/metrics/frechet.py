@@ -23,6 +23,12 @@ def frechet_distance(features_a: Any, features_b: Any) -> float:
 
     Raises:
       TypeError: features are not floating. ValueError: a shape does not fit, or a value is not finite.
+
+    Examples:
+      >>> rng = np.random.default_rng(0)
+      >>> a, b = rng.normal(size=(5000, 2)), 3.0 + rng.normal(size=(5000, 2))
+      >>> print(f"{egm.metrics.frechet_distance(a, b):.0f}")  # means 3 apart in two coordinates
+      18
     """
     a, b = _float64(features_a, "features_a", 2), _float64(features_b, "features_b", 2)
     for name, x in (("features_a", a), ("features_b", b)):

@@ -67,6 +67,12 @@ def summarize(log_weights: Array, axis_name: str | None = None) -> PathWeightSum
 
     Returns:
       PathWeightSummary of scalars.
+
+    Examples:
+      >>> log_weights = 2.0 + 0.1 * jax.random.normal(jax.random.key(0), (5000,))
+      >>> summary = egm.metrics.summarize(log_weights)
+      >>> print(f"log Z {summary.log_z:.2f} +- {summary.log_z_error:.3f}, ESS {summary.ess:.2f}")
+      log Z 2.00 +- 0.001, ESS 0.99
     """
     log_weights = checks.vector(log_weights, "log_weights")
     record = importance.reliability(log_weights, axis_name)
@@ -122,6 +128,12 @@ def reason(record: Any, level: float | Array | None = None) -> str:
 
     Raises:
       TypeError: the record is none of these.
+
+    Examples:
+      >>> heavy = 5.0 * jax.random.normal(jax.random.key(0), (5000,))
+      >>> summary = egm.metrics.summarize(heavy)
+      >>> print(summary.log_z_error, "|", egm.metrics.reason(summary))
+      inf | N ESS = 4... < 100, the largest weight holds 0.4...; tail index of the weights 1.8... > 0.7
     """
     names = ("tail_index", "effective_number", "effective_limit", "largest_weight")
     fields = record._asdict() if hasattr(record, "_asdict") else record
@@ -156,6 +168,11 @@ def evidence_upper_bound(reverse_log_weights: Array) -> tuple[Array, Array]:
     Returns:
       (EUBO, its standard error), scalars; the error of one sample is inf, as is that of a bound that is
       not finite.
+
+    Examples:
+      >>> bound, error = egm.metrics.evidence_upper_bound(jnp.array([1.0, 1.2, 0.8, 1.0]))
+      >>> print(f"log Z at most {bound:.2f} +- {error:.2f}")
+      log Z at most 1.00 +- 0.08
     """
     reverse_log_weights = checks.vector(reverse_log_weights, "reverse_log_weights")
     n = reverse_log_weights.shape[0]
@@ -182,6 +199,13 @@ def reweighted_mean(values: Array, log_weights: Array) -> tuple[Array, Array]:
 
     Raises:
       ValueError: the leading sizes differ.
+
+    Examples:
+      >>> x = jax.random.normal(jax.random.key(0), (5000,))
+      >>> log_weights = 0.5 * x  # from N(0, 1) to N(.5, 1)
+      >>> mean, error = egm.metrics.reweighted_mean(x, log_weights)
+      >>> bool(abs(mean - 0.5) < 4 * error)
+      True
     """
     values, log_weights = _observables(values, log_weights)
     n = log_weights.shape[0]
@@ -213,6 +237,13 @@ def jackknife(
 
     Raises:
       ValueError: the leading sizes differ, or there are fewer samples than blocks.
+
+    Examples:
+      >>> x = jax.random.normal(jax.random.key(0), (1000,))
+      >>> variance = lambda m: m[1] - m[0] ** 2
+      >>> value, error = egm.metrics.jackknife(variance, jnp.stack([x, x**2], axis=1), jnp.zeros(1000))
+      >>> bool(abs(value - 1.0) < 4 * error)
+      True
     """
     checks.positive_int(num_blocks, "num_blocks", minimum=2)
     values, log_weights = _observables(values, log_weights)

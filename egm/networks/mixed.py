@@ -46,6 +46,14 @@ class MLPMixed(nn.Module):
       num_outputs: numbers a coordinate of x.
       flip: exact equivariance under (x, h) -> (-x, 1 - h), for energies that have this symmetry, by
         evaluating both; V = 2 and center = 0 only.
+
+    Examples:
+      >>> path = egm.paths.VarianceExplodingPath(0.1, 5.0)
+      >>> net = egm.networks.MLPMixed(path, vocab_size=2, width=16, depth=1)
+      >>> state = {"x": jnp.zeros((5, 3)), "h": jnp.zeros((5, 4), jnp.int32)}
+      >>> params = net.init(jax.random.key(0), state, jnp.zeros(5))
+      >>> jax.tree.map(jnp.shape, net.apply(params, state, jnp.zeros(5)))
+      {'h': (5, 4, 2), 'x': (5, 3, 2)}
     """
 
     gaussian_path: GaussianPath

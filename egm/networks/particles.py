@@ -55,6 +55,14 @@ class EGNN(nn.Module):
       num_types: V; where it is not 0, calls take types [N, P], with V for a mask.
       num_outputs: numbers a coordinate.
       edge_width: of the messages.
+
+    Examples:
+      >>> path = egm.paths.CenteredPath(egm.paths.VarianceExplodingPath(0.1, 5.0), 4, 3)
+      >>> net = egm.networks.EGNN(path, num_particles=4, spatial_dim=3, width=8, depth=1, edge_width=4)
+      >>> x = path.sample_prior(jax.random.key(0), (5, 12))
+      >>> params = net.init(jax.random.key(1), x, jnp.zeros(5))
+      >>> net.apply(params, x, jnp.zeros(5)).shape
+      (5, 12, 2)
     """
 
     gaussian_path: GaussianPath

@@ -38,6 +38,12 @@ class MLPDenoiser(nn.Module):
       flip: equivariance under the spin flip, by evaluating x and its flip.
       skip: optional closed form of the logits.
       visibility: None for the masked path; `UniformPath.kappa`, `[N] = kappa(t)`, on the uniform one.
+
+    Examples:
+      >>> net = egm.networks.MLPDenoiser(vocab_size=2, width=16, depth=1)
+      >>> params = net.init(jax.random.key(0), jnp.zeros((1, 9), jnp.int32))
+      >>> net.apply(params, jnp.full((5, 9), 2), jnp.full(5, 0.5)).shape  # logits
+      (5, 9, 2)
     """
 
     vocab_size: int
@@ -98,6 +104,15 @@ class TorusDenoiser(nn.Module):
       flip: equivariance under the spin flip, by odd features throughout (no second evaluation).
       skip: optional closed form of the logits.
       visibility: None for the masked path; `UniformPath.kappa`, `[N] = kappa(t)`, on the uniform one.
+
+    Examples:
+      >>> net = egm.networks.TorusDenoiser(side=4, channels=4, depth=1)
+      >>> params = net.init(jax.random.key(0), jnp.zeros((1, 16), jnp.int32))
+      >>> x = jax.random.randint(jax.random.key(1), (1, 4, 4), 0, 3)
+      >>> logits = lambda x: net.apply(params, x.reshape(1, 16)).reshape(1, 4, 4, 2)
+      >>> shifted = logits(jnp.roll(x, 1, axis=2))
+      >>> bool(jnp.allclose(jnp.roll(logits(x), 1, axis=2), shifted, atol=1e-5))  # equivariant
+      True
     """
 
     side: int

@@ -35,6 +35,13 @@ class MLPVector(nn.Module):
       num_frequencies: of the Fourier features of x, from pi / (2 S) upwards in octaves; None goes up to
         about pi / (2 s), with at most 8.
       num_outputs: numbers a coordinate.
+
+    Examples:
+      >>> path = egm.paths.VarianceExplodingPath(0.1, 5.0)
+      >>> net = egm.networks.MLPVector(path, width=16, depth=1)
+      >>> params = net.init(jax.random.key(0), jnp.zeros((1, 3)), jnp.zeros(1))
+      >>> net.apply(params, jnp.zeros((5, 3)), jnp.full(5, 0.5)).shape
+      (5, 3, 2)
     """
 
     gaussian_path: GaussianPath

@@ -29,6 +29,12 @@ class CenteredPath(GaussianPath):
 
     Raises:
       TypeError: `path` is no Gaussian path, or is centred already.
+
+    Examples:
+      >>> path = egm.paths.CenteredPath(egm.paths.LinearPath(), num_particles=4, spatial_dim=3)
+      >>> x_0 = path.sample_prior(jax.random.key(0), (5, 12))
+      >>> bool(jnp.all(jnp.abs(x_0.reshape(5, 4, 3).mean(axis=1)) < 1e-5))
+      True
     """
 
     path: GaussianPath

@@ -30,6 +30,17 @@ class MaskedPath:
     Attributes:
       vocab_size: V, the number of data tokens, at least 2.
       power: exponent of the schedule, positive.
+
+    Examples:
+      >>> path = egm.paths.MaskedPath(vocab_size=2)
+      >>> x_1 = jnp.array([[0, 1, 1, 0]])
+      >>> print(*(path.sample(jax.random.key(0), x_1, t) for t in (0.0, 1.0)))  # 2 is the mask
+      [[2 2 2 2]] [[0 1 1 0]]
+      >>> x_t = jnp.array([[0, 2, 2, 0]])
+      >>> path.propose(jax.random.key(1), x_t, 0.5, 1.0, num_samples=10).shape
+      (10, 1, 4)
+      >>> print(np.asarray(path.log_normalizer(x_t, 0.5, 1.0)).round(2))
+      [-1.39]
     """
 
     vocab_size: int

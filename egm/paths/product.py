@@ -35,6 +35,12 @@ class ProductPath:
 
     Raises:
       TypeError: a leaf is no `egm.typing.Path`. ValueError: there is none at all.
+
+    Examples:
+      >>> path = egm.paths.ProductPath({"x": egm.paths.LinearPath(), "h": egm.paths.MaskedPath(vocab_size=2)})
+      >>> x_0 = path.sample_prior(jax.random.key(0), {"x": (5, 3), "h": (5, 4)})
+      >>> x_0["x"].shape, x_0["h"].shape
+      ((5, 3), (5, 4))
     """
 
     _leaves: tuple[Path, ...]

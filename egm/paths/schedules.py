@@ -31,6 +31,14 @@ class LinearPath(GaussianPath):
       t_min: first time of `times`, in (0, 1).
 
     Source: Flow Matching (arXiv 2210.02747).
+
+    Examples:
+      >>> path = egm.paths.LinearPath(sigma=2.0)
+      >>> path.sample_prior(jax.random.key(0), (5, 3)).shape
+      (5, 3)
+      >>> x_1, x_t = jnp.ones((1, 3)), jnp.zeros((1, 3))
+      >>> print(path.conditional_generator(x_t, 0.5, x_1, 1.0))  # the straight line to x_1
+      [[2. 2. 2.]]
     """
 
     sigma: float = 1.0
@@ -82,6 +90,13 @@ class VarianceExplodingPath(GaussianPath):
       length_scale: s in `times`, the length below which noise no longer matters to the target.
 
     Source: arXiv 2011.13456, with time reversed and sigma_1 = 0 exactly.
+
+    Examples:
+      >>> path = egm.paths.VarianceExplodingPath(sigma_min=0.1, sigma_max=10.0)
+      >>> x_t = path.sample(jax.random.key(0), jnp.zeros((5, 3)), 0.5)
+      >>> noise = np.sqrt(path.variance(jnp.array([0.0, 0.5, 1.0])))  # of x_t about x_1
+      >>> print(noise.round(2))
+      [10.    0.99  0.  ]
     """
 
     sigma_min: float
@@ -145,6 +160,12 @@ class VariancePreservingPath(GaussianPath):
       length_scale: s in `times`.
 
     Source: arXiv 2011.13456, with time reversed.
+
+    Examples:
+      >>> path = egm.paths.VariancePreservingPath()
+      >>> t = jnp.array([0.0, 0.5, 1.0])
+      >>> print(np.asarray(path.alpha(t) ** 2 + path.variance(t)).round(3))
+      [1. 1. 1.]
     """
 
     beta_min: float = 0.1

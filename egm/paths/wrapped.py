@@ -46,6 +46,14 @@ class WrappedPath(VarianceExplodingPath):
 
     Raises:
       TypeError, ValueError: as `VarianceExplodingPath`, or `circular` is no tuple of bools.
+
+    Examples:
+      >>> path = egm.paths.WrappedPath(0.1, 4.5)
+      >>> x_0 = path.sample_prior(jax.random.key(0), (5, 2))
+      >>> bool(jnp.all(jnp.abs(x_0) <= jnp.pi))
+      True
+      >>> print(np.asarray(path.prior_log_density(x_0)).round(2))  # -2 log(2 pi)
+      [-3.68 -3.68 -3.68 -3.68 -3.68]
     """
 
     circular: tuple[bool, ...] | None = None

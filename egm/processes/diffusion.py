@@ -56,6 +56,16 @@ class DiffusionProcess:
       TypeError, ValueError: a field is none of these.
 
     Source: Generator Matching (arXiv 2410.20587); EGM (arXiv 2505.19646).
+
+    Examples:
+      >>> path = egm.paths.VarianceExplodingPath(0.1, 5.0)
+      >>> process = egm.processes.DiffusionProcess(path)
+      >>> g = egm.closed_forms.gaussian_log_marginal(path)  # of N(0, 1)
+      >>> generator = egm.bootstrap.LocalGenerator(path, g)
+      >>> x_0 = egm.draw_prior(jax.random.key(0), path, (256, 2))
+      >>> trajectory = egm.simulate(jax.random.key(1), process, generator, x_0, process.times(20))
+      >>> bool(abs(jnp.std(trajectory.x_1) - 1.0) < 0.2)
+      True
     """
 
     path: GaussianPath

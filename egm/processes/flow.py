@@ -45,6 +45,16 @@ class FlowProcess:
 
     Raises:
       TypeError, ValueError: a field is none of these.
+
+    Examples:
+      >>> path = egm.paths.VarianceExplodingPath(0.1, 5.0)
+      >>> process = egm.processes.FlowProcess(path, method="heun")
+      >>> g = egm.closed_forms.gaussian_log_marginal(path)  # of N(0, 1)
+      >>> generator = egm.bootstrap.LocalGenerator(path, g)
+      >>> x_0 = egm.draw_prior(jax.random.key(0), path, (16, 2))
+      >>> trajectory = egm.simulate(jax.random.key(1), process, generator, x_0, process.times(20))
+      >>> trajectory.x_1.shape, bool(jnp.all(jnp.isfinite(trajectory.log_ratio)))
+      ((16, 2), True)
     """
 
     path: GaussianPath

@@ -30,6 +30,15 @@ class JumpProcess:
 
     Attributes:
       path: the masked or the uniform path, or any `egm.typing.TokenPath`.
+
+    Examples:
+      >>> path = egm.paths.MaskedPath(vocab_size=3)
+      >>> process = egm.processes.JumpProcess(path)
+      >>> denoiser = lambda x, t: jnp.full((*x.shape, 3), 1 / 3)
+      >>> x_0 = path.sample_prior(jax.random.key(0), (8, 4))  # masks
+      >>> trajectory = egm.simulate(jax.random.key(1), process, denoiser, x_0, process.times(10))
+      >>> bool(path.masked(trajectory.x_1).any())
+      False
     """
 
     path: TokenPath
@@ -82,6 +91,15 @@ class AnyOrderProcess:
 
     Attributes:
       path: the masked path.
+
+    Examples:
+      >>> path = egm.paths.MaskedPath(vocab_size=3)
+      >>> process = egm.processes.AnyOrderProcess(path)
+      >>> denoiser = lambda x, t: jnp.full((*x.shape, 3), 1 / 3)
+      >>> x_0, times = path.sample_prior(jax.random.key(0), (8, 4)), process.times(4)  # a step a site
+      >>> trajectory = egm.simulate(jax.random.key(1), process, denoiser, x_0, times)
+      >>> print(np.asarray(trajectory.log_ratio[:2]).round(3))  # -log p of what was revealed: 4 log 3
+      [4.394 4.394]
     """
 
     path: MaskedPath

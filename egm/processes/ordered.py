@@ -31,6 +31,17 @@ class OrderedProcess:
 
     Raises:
       TypeError: the path is not masked, or the order none.
+
+    Examples:
+      >>> path = egm.paths.MaskedPath(vocab_size=2)
+      >>> order = egm.processes.orders.random_sites(16, sizes=(4, 4, 8))  # three steps for 16 sites
+      >>> process = egm.processes.OrderedProcess(path, order)
+      >>> times = process.times(order.num_steps)
+      >>> denoiser = lambda x, t: jnp.full((*x.shape, 2), 0.5)
+      >>> x_0 = path.sample_prior(jax.random.key(0), (8, 16))
+      >>> trajectory = egm.simulate(jax.random.key(1), process, denoiser, x_0, times)
+      >>> print(np.asarray(trajectory.log_ratio[:2]).round(3))  # 16 log 2
+      [11.09 11.09]
     """
 
     path: MaskedPath

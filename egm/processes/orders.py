@@ -269,6 +269,11 @@ def random_sites(num_sites: int, sizes: Sequence[int] | None = None) -> StagedOr
 
     Raises:
       TypeError, ValueError: as of `Stage`.
+
+    Examples:
+      >>> order = egm.processes.orders.random_sites(16, sizes=(4, 4, 8))
+      >>> order.num_sites, order.num_steps
+      (16, 3)
     """
     number = checks.positive_int(num_sites, "num_sites")
     return StagedOrder((_stage(range(number), sizes),))
@@ -289,6 +294,12 @@ def colouring(colours: Sequence[int], sizes: Sequence[int] | None = None) -> Sta
 
     Raises:
       TypeError, ValueError: the colours are no integers or only one, or the sizes have another sum.
+
+    Examples:
+      >>> energy = egm.energies.Ising(side=4, inverse_temperature=0.4)
+      >>> order = egm.processes.orders.colouring(energy.colouring)  # a checkerboard
+      >>> order.num_steps, order.num_closed  # eight sites one by one, the other eight at once
+      (9, 1)
     """
     colours = [checks.positive_int(c, "every colour", 0) for c in _several(colours, "colours")]
     last = max(colours)
@@ -340,6 +351,11 @@ def coarse_to_fine(
 
     Raises:
       TypeError, ValueError: the shape has other than two even sides.
+
+    Examples:
+      >>> order = egm.processes.orders.coarse_to_fine((8, 8), largest=8)
+      >>> order.num_sites, order.num_steps
+      (64, 8)
     """
     shape = tuple(checks.positive_int(n, "every side in shape") for n in _several(shape, "shape"))
     if len(shape) != 2 or any(n % 2 for n in shape):

@@ -37,6 +37,14 @@ class ProductProcess:
 
     Raises:
       TypeError: a leaf is no `egm.typing.Process`. ValueError: there is none at all.
+
+    Examples:
+      >>> gaussian, masked = egm.paths.LinearPath(), egm.paths.MaskedPath(vocab_size=2)
+      >>> process = egm.processes.ProductProcess(
+      ...     {"x": egm.processes.DiffusionProcess(gaussian), "h": egm.processes.JumpProcess(masked)}
+      ... )
+      >>> jax.tree.map(jnp.shape, process.path.sample_prior(jax.random.key(0), {"x": (5, 3), "h": (5, 4)}))
+      {'h': (5, 4), 'x': (5, 3)}
     """
 
     _leaves: tuple[Process, ...]

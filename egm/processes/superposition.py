@@ -35,6 +35,14 @@ class SuperpositionProcess:
 
     Raises:
       TypeError: a process is of another kind. ValueError: paths differ, or the weights are none.
+
+    Examples:
+      >>> path = egm.paths.LinearPath()
+      >>> parts = (egm.processes.FlowProcess(path), egm.processes.DiffusionProcess(path))
+      >>> process = egm.processes.SuperpositionProcess(parts, weights=(0.5, 0.5))
+      >>> ratio = process.diffusion_coefficient(jnp.full(1, 0.5)) / path.diffusion_coefficient(0.5)
+      >>> print(f"{float(ratio[0]) ** 2:.2f}")  # half of the diffusion's g^2
+      0.50
     """
 
     processes: tuple[Any, ...]

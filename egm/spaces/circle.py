@@ -27,6 +27,12 @@ class Circle:
 
     Raises:
       TypeError, ValueError: the shape is none, or a periodic one has other than two equal axes.
+
+    Examples:
+      >>> torsions = egm.spaces.Circle(2)
+      >>> x, _ = torsions.constrain(jnp.array([[0.5, 2 * jnp.pi + 1.0]]))  # states are in [-pi, pi)
+      >>> print(np.asarray(x).round(2))
+      [[0.5 1. ]]
     """
 
     shape: Any = ()

@@ -43,6 +43,14 @@ class Layout:
     Raises:
       TypeError: a leaf is no space. ValueError: there is none, or particles beside anything but one tuple
         of N tokens.
+
+    Examples:
+      >>> layout = egm.spaces.Layout({"rate": egm.spaces.Positive(), "spin": egm.spaces.Tokens(3)})
+      >>> layout.num_coordinates, layout.num_sites, layout.vocab_size
+      (1, 3, 2)
+      >>> state = layout.from_user({"rate": jnp.array([1.0]), "spin": jnp.array([[0, 1, 1]])})
+      >>> print(state["x"], state["h"])  # the library's own: log rate, and the tokens
+      [[0.]] [[0 1 1]]
     """
 
     leaves: tuple[Any, ...]
@@ -207,7 +215,12 @@ class SpaceEnergy:
 
 
 def like(example: PyTree) -> PyTree:
-    """Real spaces of the shapes of an example of one state, such as a numpyro model's parameters."""
+    """Real spaces of the shapes of an example of one state, such as a numpyro model's parameters.
+
+    Examples:
+      >>> egm.spaces.like({"weight": jnp.zeros((3, 2)), "bias": 0.0})
+      {'bias': Real(shape=(), periodic=False), 'weight': Real(shape=(3, 2), periodic=False)}
+    """
     return jax.tree.map(lambda a: Real(np.shape(a)), example)
 
 
@@ -216,6 +229,12 @@ def of(energy: Any) -> PyTree:
 
     Raises:
       TypeError: it has no `event_shape`.
+
+    Examples:
+      >>> egm.spaces.of(egm.energies.Ising(side=4, inverse_temperature=0.4))
+      Tokens(shape=(16,), vocab_size=2, periodic=(4, 4))
+      >>> egm.spaces.of(egm.energies.LennardJones())
+      Particles(num_particles=13, spatial_dim=3)
     """
     event = getattr(energy, "event_shape", None)
     if event is None:

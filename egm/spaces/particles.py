@@ -20,6 +20,13 @@ class Particles:
     Attributes:
       num_particles: N, at least 2.
       spatial_dim: d.
+
+    Examples:
+      >>> cluster = egm.spaces.Particles(num_particles=3, spatial_dim=2)
+      >>> cluster.shape
+      (6,)
+      >>> print(cluster.centred(jnp.array([0.0, 0.0, 3.0, 0.0, 3.0, 3.0])))
+      [-2. -1.  1. -1.  1.  2.]
     """
 
     num_particles: int

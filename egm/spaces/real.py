@@ -43,6 +43,11 @@ class Real:
 
     Raises:
       TypeError, ValueError: the shape is none, or a periodic one has other than two equal axes.
+
+    Examples:
+      >>> space = {"mean": egm.spaces.Real(), "weights": egm.spaces.Real((3, 2))}
+      >>> jax.tree.map(jnp.shape, egm.spaces.Layout(space).example(5))  # five states
+      {'mean': (5,), 'weights': (5, 3, 2)}
     """
 
     shape: Any = ()
@@ -66,6 +71,12 @@ class Positive:
 
     Attributes:
       shape: of one state: an int, a tuple of ints, or () for one number.
+
+    Examples:
+      >>> scale = egm.spaces.Positive(2)
+      >>> x, log_det = scale.constrain(jnp.array([[0.0, -1.0]]))  # the log-determinant is added to the energy
+      >>> print(np.asarray(x).round(2), log_det)
+      [[1.   0.37]] [-1.]
     """
 
     shape: Any = ()
@@ -92,6 +103,12 @@ class Interval:
 
     Raises:
       TypeError, ValueError: an end is no finite number, or low is not below high.
+
+    Examples:
+      >>> share = egm.spaces.Interval(0.0, 10.0)
+      >>> x, _ = share.constrain(jnp.array([-5.0, 0.0, 5.0]))
+      >>> print(np.asarray(x).round(1))
+      [0.1 5.  9.9]
     """
 
     low: float = 0.0

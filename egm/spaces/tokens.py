@@ -24,6 +24,13 @@ class Tokens:
 
     Raises:
       TypeError, ValueError: a size is none, or the grid has another number of sites.
+
+    Examples:
+      >>> lattice = egm.spaces.Tokens((4, 4), vocab_size=3, periodic=True)
+      >>> egm.spaces.Layout(lattice).example(5).shape
+      (5, 4, 4)
+      >>> lattice.num_sites, lattice.grid
+      (16, (4, 4))
     """
 
     shape: Any = ()

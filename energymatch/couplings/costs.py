@@ -64,6 +64,14 @@ def line_of_sight(landmarks: Array, *, strength: float = 5.0, radius: float | No
     Raises:
       TypeError, ValueError: the landmarks are not floating or fewer than 6 with no radius given, a number
         is out of range; the cost's arguments have other event axes.
+
+    Examples:
+      >>> landmarks = jax.random.normal(jax.random.key(0), (100, 2))
+      >>> cost = energymatch.couplings.line_of_sight(landmarks)
+      >>> x_0, x_1 = 5.0 + jnp.zeros((4, 2)), landmarks[:4]
+      >>> _, paired = energymatch.couplings.exact_ot(jax.random.key(1), x_0, x_1, cost=cost)
+      >>> paired.shape
+      (4, 2)
     """
     landmarks = checks.float_array(landmarks, "landmarks", min_ndim=2)
     strength = checks.positive_float(strength, "strength", allow_zero=True)

@@ -35,6 +35,12 @@ def independent(key: Key, x_0: Array, x_1: Array, *, axis_name: str | None = Non
 
     Raises:
       TypeError, ValueError: the sizes differ, an array is not floating, or the key is none.
+
+    Examples:
+      >>> x_0, x_1 = jnp.zeros((4, 1)), jnp.arange(4.0)[:, None]
+      >>> _, paired = energymatch.couplings.independent(jax.random.key(0), x_0, x_1)
+      >>> print(jnp.sort(paired[:, 0]))
+      [0. 1. 2. 3.]
     """
     x_0, x_1 = _batches(x_0, x_1)
     keys = random.derive(random.example_keys(key, x_0.shape[0], axis_name), "independent")
@@ -68,6 +74,12 @@ def exact_ot(
         returns another shape than [B, B].
 
     Source: Tong et al., minibatch optimal transport (arXiv 2302.00482), as used by Energy Matching.
+
+    Examples:
+      >>> x_0, x_1 = jnp.array([[0.0], [1.0], [2.0]]), jnp.array([[2.1], [0.1], [1.1]])
+      >>> _, paired = energymatch.couplings.exact_ot(jax.random.key(0), x_0, x_1)
+      >>> print(paired[:, 0])
+      [0.1 1.1 2.1]
     """
     x_0, x_1 = _batches(x_0, x_1)
     random.example_keys(key, x_0.shape[0], axis_name)
@@ -107,6 +119,12 @@ def sinkhorn(
 
     Raises:
       TypeError, ValueError: as `exact_ot` and `sinkhorn_plan`.
+
+    Examples:
+      >>> x_0, x_1 = jax.random.normal(jax.random.key(0), (2, 16, 3))
+      >>> x_0, paired = energymatch.couplings.sinkhorn(jax.random.key(1), x_0, x_1, regularization=0.1)
+      >>> bool(jnp.sum((paired - x_0) ** 2) < jnp.sum((x_1 - x_0) ** 2))
+      True
     """
     x_0, x_1 = _batches(x_0, x_1)
     keys = random.derive(random.example_keys(key, x_0.shape[0], axis_name), "sinkhorn")

@@ -208,6 +208,12 @@ def local_intrinsic_dimension(
       TypeError, ValueError: as `eigenvalue_count`, or `chunk_size` is no positive int.
 
     Source: Energy Matching (arXiv 2504.10612), local intrinsic dimension.
+
+    Examples:
+      >>> potential = lambda x: 50.0 * (jnp.linalg.norm(x, axis=-1) - 1.0) ** 2  # data on a circle
+      >>> x = jnp.array([[1.0, 0.0], [0.0, 1.0]])
+      >>> print(energymatch.curvature.local_intrinsic_dimension(potential, x, threshold=3.0))
+      [1. 1.]
     """
     x, method, keys = _checked(x, threshold, method, key, num_steps, num_probes, axis_name)
     batch = x.shape[0]

@@ -35,6 +35,11 @@ def hessian_vector_product(potential: Potential, x: Array, v: Array) -> Array:
     Raises:
       TypeError: `x`, `v` or V(x) is not floating. ValueError: `x` has no batch axis, `v` another shape
         than `x`, or V(x) is not [B].
+
+    Examples:
+      >>> potential = lambda x: 0.5 * (x[:, 0] ** 2 + 4.0 * x[:, 1] ** 2)
+      >>> print(energymatch.curvature.hessian_vector_product(potential, jnp.zeros((1, 2)), jnp.ones((1, 2))))
+      [[1. 4.]]
     """
     x = checks.wide(checks.float_array(x, "x", min_ndim=1))
     v = like(v, "v", x)
@@ -54,6 +59,11 @@ def spectrum(potential: Potential, x: Array, *, chunk_size: int | None = None) -
 
     Raises:
       TypeError, ValueError: as `hessian_vector_product`, or `chunk_size` is no positive int.
+
+    Examples:
+      >>> potential = lambda x: 0.5 * (x[:, 0] ** 2 + 4.0 * x[:, 1] ** 2)
+      >>> print(np.asarray(energymatch.curvature.spectrum(potential, jnp.zeros((1, 2)))).round(2))
+      [[1. 4.]]
     """
     x = checks.wide(checks.not_empty(checks.float_array(x, "x", min_ndim=1), "x"))
     if chunk_size is not None:

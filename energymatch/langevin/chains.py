@@ -130,6 +130,15 @@ def step(
       TypeError, ValueError: an argument has a wrong type, shape or value; a scalar energy with "mala".
 
     Source: Energy Matching (arXiv 2504.10612), sampling; MALA: Roberts and Tweedie (1996).
+
+    Examples:
+      >>> potential = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+      >>> state = energymatch.langevin.init(potential, jnp.ones((5, 2)))
+      >>> state, info = energymatch.langevin.step(
+      ...     jax.random.key(0), state, 1.0, potential=potential, temperature=0.1, step_size=0.01
+      ... )
+      >>> state.x.shape, info.acceptance.shape
+      ((5, 2), (5,))
     """
     settings = check_settings(potential, temperature, energies, method, bounds)
     batch = checks.instance(state, LangevinState, "state").x.shape[0]
@@ -177,6 +186,20 @@ def sample(
 
     Raises:
       TypeError, ValueError: an argument has a wrong type, shape or value; a known x_0 outside `bounds`.
+
+    Examples:
+      >>> potential = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+      >>> found = energymatch.langevin.sample(
+      ...     jax.random.key(0),
+      ...     potential,
+      ...     jnp.zeros((500, 2)),
+      ...     num_steps=50,
+      ...     step_size=0.2,
+      ...     temperature=1.0,
+      ...     method="mala",
+      ... )
+      >>> bool(abs(found.x.std() - 1.0) < 0.1)
+      True
     """
     settings = check_settings(potential, temperature, energies, method, bounds)
     num_steps = checks.positive_int(num_steps, "num_steps")

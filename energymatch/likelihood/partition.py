@@ -208,6 +208,15 @@ def log_partition(
 
     Raises:
       TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Examples:
+      >>> potential = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+      >>> prior = energymatch.likelihood.gaussian_prior(jnp.zeros(2), 2.0)
+      >>> found = energymatch.likelihood.log_partition(
+      ...     jax.random.key(0), potential, epsilon=1.0, prior=prior, num_chains=256, num_steps=10
+      ... )
+      >>> bool(abs(found.log_z - jnp.log(2 * jnp.pi)) < 4 * found.log_z_error)
+      True
     """
     problem = Problem(potential, epsilon, prior)
     layout = Layout.of(num_chains, num_groups, axis_name)
@@ -413,6 +422,16 @@ def evidence(
 
     Raises:
       TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Examples:
+      >>> potential = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+      >>> data = jax.random.normal(jax.random.key(0), (200, 2))
+      >>> prior = energymatch.likelihood.fit_gaussian(data)
+      >>> found = energymatch.likelihood.evidence(
+      ...     jax.random.key(1), potential, data, epsilon=1.0, prior=prior, num_chains=256, num_steps=20
+      ... )
+      >>> bool(abs(found.log_z - jnp.log(2 * jnp.pi)) < 4 * found.log_z_error)
+      True
     """
     x = checks.float_array(x, "x", min_ndim=1)
     if prior is None:
@@ -455,6 +474,14 @@ def log_prob(potential: Potential, x: Array, *, epsilon: float, log_z: float | A
       x: [B, *event].
       epsilon: temperature of the model.
       log_z: from `log_partition` or quadrature. A log Z too low makes every log p too high.
+
+    Examples:
+      >>> potential = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+      >>> x = jnp.array([[0.0, 0.0], [1.0, 1.0]])
+      >>> log_z = jnp.log(2 * jnp.pi)
+      >>> log_p = energymatch.likelihood.log_prob(potential, x, epsilon=1.0, log_z=log_z)
+      >>> print(np.asarray(log_p).round(2))
+      [-1.84 -2.84]
     """
     value = boltzmann_log_density(potential, x, epsilon)
     return value - number(log_z, "log_z", "finite").astype(value.dtype)
@@ -463,7 +490,15 @@ def log_prob(potential: Potential, x: Array, *, epsilon: float, log_z: float | A
 def nll(
     potential: Potential, x: Array, *, epsilon: float, log_z: float | Array, axis_name: str | None = None
 ) -> Array:
-    """Mean negative log-likelihood in nats of x [B, *event], over all devices where `axis_name` is given."""
+    """Mean negative log-likelihood in nats of x [B, *event], over all devices where `axis_name` is given.
+
+    Examples:
+      >>> potential = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+      >>> x = jax.random.normal(jax.random.key(0), (1000, 2))
+      >>> nats = energymatch.likelihood.nll(potential, x, epsilon=1.0, log_z=jnp.log(2 * jnp.pi))
+      >>> print(f"{nats:.1f}")  # the entropy of N(0, 1) in two dimensions is 2.84
+      2.8
+    """
     checks.not_empty(x, "x")
     return -collectives.pmean(jnp.mean(log_prob(potential, x, epsilon=epsilon, log_z=log_z)), axis_name)
 

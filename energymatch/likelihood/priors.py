@@ -285,6 +285,13 @@ def fit_gaussian(
     Raises:
       TypeError: `x` is not floating. ValueError: it has fewer than 2 examples, or concrete ones that are
         not finite or all the same; or a number is not positive.
+
+    Examples:
+      >>> data = 3.0 + 0.5 * jax.random.normal(jax.random.key(0), (1000, 2))
+      >>> prior = energymatch.likelihood.fit_gaussian(data)  # twice as wide as the data
+      >>> spread = prior.sample(jax.random.key(1), 2000).std()
+      >>> print(np.asarray(prior.mean).round(1), f"{spread:.1f}")
+      [3. 3.] 1.0
     """
     x = checks.wide(checks.float_array(x, "x", min_ndim=1))
     if full is not None:
@@ -362,6 +369,12 @@ def fit_mixture(
     Raises:
       TypeError: `x` is not floating, or traced. ValueError: it has fewer than 2 examples, values that are
         not finite, or is constant; a number is out of range.
+
+    Examples:
+      >>> x = jnp.concatenate([jax.random.normal(jax.random.key(0), (300, 2)) + c for c in (-8.0, 8.0)])
+      >>> prior = energymatch.likelihood.fit_mixture(jax.random.key(1), x)
+      >>> print(len(prior.log_weights))  # two clusters and the background
+      3
     """
     checks.one_key(key)
     array = checks.float_array(x, "x", min_ndim=1)

@@ -62,6 +62,12 @@ def contrastive_divergence_loss(
 
     Source: Energy Matching (arXiv 2504.10612), L_CD and its clamp and trim; the L2 penalty: Du and
     Mordatch (2019).
+
+    Examples:
+      >>> data_values, negative_values = jnp.array([1.0, 2.0]), jnp.array([3.0, 5.0])
+      >>> loss, metrics = energymatch.losses.contrastive_divergence_loss(data_values, negative_values)
+      >>> print(loss)  # mean V of the data less that of the negatives
+      -2.5
     """
     data_values, negative_values = (
         _values(data_values, "data_values"),
@@ -178,6 +184,10 @@ def negative_limit(dim: int, epsilon: float) -> float:
 
     Raises:
       TypeError, ValueError: an argument is no positive number.
+
+    Examples:
+      >>> energymatch.losses.negative_limit(dim=2, epsilon=0.5)  # V this far above the data's counts no more
+      6.0
     """
     return checks.positive_float(epsilon, "epsilon") * (checks.positive_int(dim, "dim") + 10)
 

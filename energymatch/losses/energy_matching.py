@@ -73,6 +73,16 @@ def energy_matching_loss(
       TypeError, ValueError: an argument has a wrong type, shape or value.
 
     Source: Energy Matching (arXiv 2504.10612), phase 2.
+
+    Examples:
+      >>> potential = lambda params, x: params * jnp.sum(x**2, axis=-1)
+      >>> x_0, data = jax.random.normal(jax.random.key(0), (2, 8, 3))
+      >>> batch = energymatch.losses.Batch(x_0, data, data)
+      >>> loss, metrics = energymatch.losses.energy_matching_loss(
+      ...     potential, 0.5, jax.random.key(1), batch, 2 * x_0, lambda_cd=1.0
+      ... )
+      >>> loss.shape, bool(metrics["energy_gap"] < 0)  # V is lower on the data than on these negatives
+      ((), True)
     """
     checks.function(potential, "potential")
     checks.instance(batch, Batch, "batch")

@@ -23,7 +23,14 @@ Gate = Callable[[Array, Array, Any], Array]
 
 
 def time_gate(tau_star: float) -> Gate:
-    """The published gate: `schedules.flow_weight`, 1 up to tau_star and linear to 0 at t = 1."""
+    """The published gate: `schedules.flow_weight`, 1 up to tau_star and linear to 0 at t = 1.
+
+    Examples:
+      >>> gate = energymatch.losses.time_gate(tau_star=0.8)
+      >>> values = jnp.zeros(3)
+      >>> print(np.asarray(gate(jnp.array([0.5, 0.9, 1.0]), values, values)).round(2))
+      [1.  0.5 0. ]
+    """
     schedules.flow_weight(0.0, tau_star)
     return functools.partial(_time_gate, tau_star=tau_star)
 
@@ -51,6 +58,12 @@ def energy_gate(
 
     Raises:
       TypeError, ValueError: an argument is no number, the quantile or the width is out of range.
+
+    Examples:
+      >>> gate = energymatch.losses.energy_gate(epsilon=1.0)
+      >>> t, values, data_values = jnp.full(3, 0.5), jnp.array([0.0, 5.0, 20.0]), jnp.zeros(10)
+      >>> print(gate(t, values, data_values))
+      [0.  0.5 1. ]
     """
     number(epsilon, "epsilon", "finite and positive")
     checks.finite_float(margin, "margin")
@@ -101,6 +114,13 @@ def flow_matching_loss(
 
     Source: Energy Matching (arXiv 2504.10612), L_OT; a mean over elements, to which the published
     lambda_cd is tuned.
+
+    Examples:
+      >>> potential = lambda params, x: params * jnp.sum(x, axis=-1)  # V, so that -grad V = -params
+      >>> x_0, x_1 = jnp.zeros((4, 3)), jnp.ones((4, 3))
+      >>> loss, metrics = energymatch.losses.flow_matching_loss(potential, -1.0, jax.random.key(0), x_0, x_1)
+      >>> print(loss)  # the velocity 1 is that from x_0 to x_1
+      [0. 0. 0. 0.]
     """
     checks.function(potential, "potential")
     if data_values is not None:

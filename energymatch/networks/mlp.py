@@ -44,6 +44,12 @@ class MLPPotential(Picklable, nn.Module):
       TypeError, ValueError: an attribute or x is of the wrong kind, size or range.
 
     Source: Energy Matching (arXiv 2504.10612), two-dimensional experiments.
+
+    Examples:
+      >>> net = energymatch.networks.MLPPotential(width=16, depth=2)
+      >>> params = net.init(jax.random.key(0), jnp.zeros((1, 2)))
+      >>> net.apply(params, jnp.zeros((5, 2))).shape  # V
+      (5,)
     """
 
     width: int = 128

@@ -34,6 +34,12 @@ def measurement(
 
     Raises:
       TypeError: a function is not callable. TypeError, ValueError (from U): its output is no float [B].
+
+    Examples:
+      >>> poisson = lambda rate, count: jnp.sum(rate - count * jnp.log(rate), axis=-1)
+      >>> energy = energymatch.posterior.measurement(jnp.exp, jnp.array([3.0, 5.0]), poisson)
+      >>> print(np.asarray(energy(jnp.log(jnp.array([[3.0, 5.0], [1.0, 1.0]])))).round(2))
+      [-3.34  2.  ]
     """
     checks.function(operator, "operator")
     checks.function(negative_log_likelihood, "negative_log_likelihood")
@@ -64,6 +70,12 @@ def gaussian_measurement(operator: Operator, y: Array, scale: float | Array) -> 
     Raises:
       TypeError, ValueError: an argument has a wrong type or value, a known y is not finite, or (from U)
         A(x) does not fit y.
+
+    Examples:
+      >>> total = energymatch.posterior.operators.linear(jnp.array([[1.0, 1.0]]))
+      >>> energy = energymatch.posterior.gaussian_measurement(total, jnp.array([3.0]), scale=0.5)
+      >>> print(energy(jnp.array([[1.0, 2.0], [1.0, 1.0]])))  # in nats
+      [0. 2.]
     """
     y = checks.float_array(y, "y")
     known = checks.concrete(y)

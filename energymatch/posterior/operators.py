@@ -35,6 +35,11 @@ def inpainting(mask: Array) -> Operator:
 
     Raises:
       TypeError: `mask` is not boolean. ValueError (from the operator): x has another event shape.
+
+    Examples:
+      >>> seen = energymatch.posterior.operators.inpainting(jnp.array([True, False, True]))
+      >>> print(seen(jnp.array([[1.0, 2.0, 3.0]])))
+      [[1. 0. 3.]]
     """
     mask = checks.as_array(mask, "mask", "a boolean array")
     if mask.dtype != bool:

@@ -81,6 +81,23 @@ def sample(
 
     Raises:
       TypeError, ValueError: an argument has a wrong type, shape or value.
+
+    Examples:
+      >>> potential = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
+      >>> prior = energymatch.likelihood.gaussian_prior(jnp.zeros(2), 2.0)
+      >>> first = energymatch.posterior.operators.inpainting(jnp.array([True, False]))
+      >>> measured = energymatch.posterior.gaussian_measurement(first, jnp.array([1.0, 0.0]), scale=0.1)
+      >>> found = energymatch.posterior.sample(
+      ...     jax.random.key(0),
+      ...     potential,
+      ...     energies=(measured,),
+      ...     epsilon=1.0,
+      ...     prior=prior,
+      ...     num_samples=256,
+      ...     num_steps=20,
+      ... )
+      >>> print(f"{found.x[:, 0].mean():.1f}")  # the measured coordinate; of the other one nothing is known
+      1.0
     """
     checks.positive_float(epsilon, "epsilon")
     num_last_moves = checks.positive_int(num_last_moves, "num_last_moves", 0)

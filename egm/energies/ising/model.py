@@ -51,6 +51,14 @@ class Ising:
         log(1 + sqrt(2)) / 2 = 0.4407.
       coupling: J, ferromagnetic where positive.
       field: h.
+
+    Examples:
+      >>> energy = egm.energies.Ising(side=4, inverse_temperature=0.4)
+      >>> x = energy.sample(jax.random.key(0), 5)  # exact, tokens 0 and 1
+      >>> x.shape, energy(x).shape
+      ((5, 16), (5,))
+      >>> print(f"{energy(jnp.ones((1, 16), jnp.int32))[0]:.1f}, log Z {energy.log_partition():.3f}")
+      -12.8, log Z 14.561
     """
 
     side: int
