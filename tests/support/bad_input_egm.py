@@ -642,6 +642,7 @@ EXCLUDED = {
     "egm.devices": "functions made of functions, meshes and layouts, which jax checks",
     "egm.evidence": "its own table of bad input: tests/egm/test_evidence.py",
     "egm.batching": "its own table of bad input: tests/egm/test_spaces.py",
+    "egm.modules": "its own table of bad input: tests/egm/test_modules.py",
     "egm.fitting": "its own table of bad input: tests/egm/test_fit.py",
     "egm.refinement": "its own table of bad input: tests/egm/test_fit.py",
     "egm.pilot": "energies and layouts that fit has checked: tests/egm/test_fit.py",
