@@ -118,6 +118,11 @@ class EnergyModel:
             return self.__dict__["_figures"].get(name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled functions are made anew where a pickle is read (scikit-learn sends models to processes).
+        lazy = functools.cached_property
+        return {n: v for n, v in self.__dict__.items() if not isinstance(getattr(type(self), n, None), lazy)}
+
     def __repr__(self) -> str:
         return f"EnergyModel({self.event_shape}, held_out={self.held_out}, log_z_error={self.log_z_error})"
 
