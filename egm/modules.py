@@ -52,7 +52,7 @@ def given(network: Any, name: str = "network") -> Module:
     Raises:
       TypeError: it is nothing of that kind; the message says how modules of NNX and Equinox become it.
     """
-    if hasattr(network, "init") and hasattr(network, "apply"):
+    if hasattr(network, "init") and hasattr(network, "apply") and not isinstance(network, type):
         return Module(network.init, network.apply)
     if not isinstance(network, tuple) or len(network) != 2 or not callable(network[1]):
         raise TypeError(f"{name} must be {_WAYS}; got {network!r:.80}")

@@ -106,7 +106,7 @@ def fit(
     say.phase("choosing a mixture by cross-validation")
     kind, base = _choose_base(k_base, train)
     say.phase(f"{kind}: {base.log_weights.size} components")
-    net = module if module is not None else _network(train.shape)
+    net = _network(train.shape) if module is None else network if _is_mlp(network) else module
     base_score = float(np.mean(np.asarray(base.log_density(jnp.asarray(held, float)))))
     trained = _Training(net, base, whitening, table[num_held:], noise, held, base_score)
     params, history, stopped = trained.run(k_params, k_train, began + 0.8 * seconds, steps, callback, say)
@@ -263,6 +263,10 @@ def _bandwidth(rng: np.random.Generator, z: np.ndarray, means: np.ndarray) -> fl
     return float(width)
 
 
+def _is_mlp(network: Any) -> bool:
+    return isinstance(network, MLPPotential)
+
+
 def _network(shape: tuple[int, int]) -> MLPPotential:
     return network_of(shape[1], 64 if shape[0] < 1000 else 128)
 
@@ -339,7 +343,7 @@ class _Training:
     def _start(self, key: Key) -> Any:
         """Parameters at which the correction is nearly 0."""
         params = self._net.init(key, self._held[:1])
-        if isinstance(self._net, MLPPotential):
+        if _is_mlp(self._net):
             last = f"Dense_{self._net.depth}"
             params = {
                 "params": params["params"] | {last: jax.tree.map(lambda a: 0.01 * a, params["params"][last])}

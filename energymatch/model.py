@@ -328,11 +328,9 @@ class EnergyModel:
             "version": VERSION,
             "event_shape": list(self.event_shape),
             "log_det": float(self.whitening.log_det),
-            "network": [self.network.width, self.network.depth]
-            if isinstance(self.network, MLPPotential)
-            else None,
+            "network": self._default_sizes(),
             "has_params": self.params is not None,
-            "named_leaves": not isinstance(self.network, MLPPotential),
+            "named_leaves": self._default_sizes() is None,
             "columns": self.columns,
             "figures": plain,
             "history": {k: np.asarray(v).tolist() for k, v in self.history.items()},
@@ -351,8 +349,16 @@ class EnergyModel:
     def _saved_params(self) -> PyTree:
         if self.params is None:
             return {}
-        own = isinstance(self.network, MLPPotential)
-        return jax.device_get(self.params) if own else modules.named_leaves(self.params)
+        if self._default_sizes() is None:
+            return modules.named_leaves(self.params)
+        return jax.device_get(self.params)
+
+    def _default_sizes(self) -> list[int] | None:
+        """[width, depth] of the library's own network, from which `load` makes it; None for a user's."""
+        net: Any = self.network
+        if not isinstance(net, MLPPotential) or net != network_of(self.noise.size, net.width, net.depth):
+            return None
+        return [net.width, net.depth]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, network: Any = None) -> EnergyModel:
@@ -380,12 +386,14 @@ class EnergyModel:
         whitening = Whitening(**arrays["whitening"], log_det=about["log_det"])
         params = arrays.get("params") if about["has_params"] else None
         if about["network"] is not None:
+            if network is not None:
+                raise ValueError(f"network must be None for the model in {root}: none was given to fit")
             network = network_of(len(arrays["noise"]), *about["network"])
         elif network is not None:
-            network = modules.given(network)
+            network = network if isinstance(network, MLPPotential) else modules.given(network)
             example = (jnp.zeros((1, len(arrays["noise"]))),)
             if about.get("named_leaves") and params is not None:
-                params = modules.with_leaves(network, example, params)
+                params = modules.with_leaves(modules.given(network), example, params)
         elif params is not None:
             raise ValueError(f"network must be the one that was given to fit, for the model in {root}")
         return cls(

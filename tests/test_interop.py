@@ -125,6 +125,25 @@ def test_samples_go_to_arviz(schools):
     assert abs(float(arviz.summary(data, kind="stats").loc["mu", "mean"]) - mean) < 0.15
 
 
+@pytest.mark.parametrize("version", ["0.23.4", "1.3.0"])
+def test_samples_go_to_either_arviz(version, monkeypatch):
+    """By stand-ins with the signatures of both: 1.0 is for Python 3.12 and later."""
+    stand_in = types.ModuleType("arviz")
+    stand_in.__version__ = version
+    if version < "1":
+        stand_in.from_dict = lambda posterior=None, *, sample_stats=None: ("old", posterior)
+    else:
+        stand_in.from_dict = lambda data, *, name=None: ("new", data["posterior"])
+    monkeypatch.setitem(sys.modules, "arviz", stand_in)
+    x = {"a": jnp.arange(6.0).reshape(3, 2), "b": [jnp.arange(3), {"c": jnp.zeros((3, 1, 1))}]}
+    which, found = egm.Samples(x, jnp.array([0.0, -jnp.inf, -jnp.inf]), None).to_arviz()
+    assert which == ("old" if version < "1" else "new")
+    assert {n: a.shape for n, a in found.items()} == {"a": (1, 3, 2), "b.0": (1, 3), "b.1.c": (1, 3, 1, 1)}
+    np.testing.assert_array_equal(found["a"], [[[0, 1]] * 3])
+    _, alone = egm.Samples(x["a"], jnp.zeros(3), None).to_arviz(jax.random.key(1))
+    assert list(alone) == ["x"] and sorted(alone["x"][0, :, 0]) == [0, 2, 4]
+
+
 @pytest.mark.slow
 def test_blackjax_polishes_our_samples_and_its_smc_agrees(schools):
     pytest.importorskip("blackjax")
@@ -250,8 +269,6 @@ def test_pairs_by_a_plan_of_ott():
 
 def test_an_estimator_of_scikit_learn(monkeypatch):
     sklearn = pytest.importorskip("sklearn")
-    pytest.importorskip("pandas")
-    import pandas
     from sklearn.base import clone
 
     estimator = importlib.import_module("energymatch.estimator")
@@ -268,8 +285,6 @@ def test_an_estimator_of_scikit_learn(monkeypatch):
     network = ({"w": jnp.ones(4)}, lambda p, z: z @ p["w"])
     copy = clone(energymatch.EnergyEstimator(seconds=5, network=network, random_state=jax.random.key(1)))
     assert copy.seconds == 5 and copy.network[1] is network[1]
-    frame = pandas.DataFrame(names.table, columns=list("abcd"))
-    assert list(copy.set_params(network=None).fit(frame).feature_names_in_) == list("abcd")
     assert sklearn.utils.get_tags(copy).estimator_type == "density_estimator"
 
 
@@ -289,7 +304,9 @@ def test_an_estimator_is_pickled_for_joblib():
 def test_a_frame_of_pandas(few):
     pandas = pytest.importorskip("pandas")
     few(steps=0)
+    estimator = energymatch.EnergyEstimator(steps=0)
     names = program(FRAMES)
+    assert list(estimator.fit(names.frame).feature_names_in_) == ["height", "weight"]
     model, frame, filled = names.model, names.frame, names.filled
     assert model.columns == ("height", "weight")
     turned = frame[["weight", "height"]]

@@ -16,7 +16,8 @@ from egm.pilot import Coordinates
 from egm.sampler import Design, Sampler, check_network
 from egm.spaces import Layout, Real, Tokens
 from energymatch.likelihood import MixturePrior
-from energymatch.model import EnergyModel, Whitening
+from energymatch.model import EnergyModel, Whitening, network_of
+from energymatch.networks import MLPPotential
 
 LAYOUT = Layout(Real(2))
 
@@ -97,6 +98,7 @@ def test_parameters_come_back_in_their_own_structure(way):
     [
         ("mlp", r"network must be an object with init and apply.*nnx\.split.*equinox\.partition"),
         (Score(2, nnx.Rngs(0)), r"network must be an object with init and apply.*nnx\.split"),
+        (Linen, "network must be"),
         ((PLAIN, plain, plain), "network must be"),
         ((PLAIN, PLAIN), "network must be"),
         (({"w": jnp.ones(2), "act": jnp.tanh}, plain), r"floating arrays, got .* at \['act'\]"),
@@ -169,3 +171,20 @@ def test_a_model_with_an_nnx_network_is_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(made.log_prob(x), loaded.log_prob(x))
     with pytest.raises(ValueError, match="network must be the one"):
         EnergyModel.load(tmp_path / "model")
+
+
+def test_a_model_with_the_librarys_network_in_other_sizes_asks_for_it(tmp_path):
+    """Rebuilt from two sizes it would have had other features and another activation."""
+    base = MixturePrior(jnp.zeros(1), jnp.zeros((1, 2)), jnp.ones((1, 2)), jnp.ones((1, 2)))
+    whitening = Whitening(np.zeros(2), np.eye(2), np.eye(2), 0.0)
+    x = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+    for name, net in (("own", MLPPotential(width=8, depth=2)), ("default", network_of(2, 8, 2))):
+        params = net.init(jax.random.key(0), x)
+        made = EnergyModel((2,), whitening, base, net, params, noise=np.zeros(2), figures={"log_z": 0.0})
+        made.save(tmp_path / name)
+        given = {"network": net} if name == "own" else {}
+        loaded = EnergyModel.load(tmp_path / name, **given)
+        np.testing.assert_array_equal(made.log_prob(x), loaded.log_prob(x))
+        other = {} if name == "own" else {"network": net}
+        with pytest.raises(ValueError, match="network must be"):
+            EnergyModel.load(tmp_path / name, **other)
