@@ -51,6 +51,11 @@ def program(section, index=0, **given):
     return types.SimpleNamespace(**names)
 
 
+def small(iterations):
+    """Options of `egm.fit`: iterations decide, however slow the machine is."""
+    return {"iterations": iterations, "seconds": 3600.0, "progress": False}
+
+
 @pytest.fixture
 def few(monkeypatch, tmp_path):
     """A function that limits the fits of a program, which writes into a folder of its own."""
@@ -58,9 +63,7 @@ def few(monkeypatch, tmp_path):
 
     def limit(iterations=None, steps=None):
         egm_fit, em_fit = egm.fit, energymatch.fit
-        monkeypatch.setattr(
-            egm, "fit", lambda *a, **k: egm_fit(*a, iterations=iterations, progress=False, **k)
-        )
+        monkeypatch.setattr(egm, "fit", lambda *a, **k: egm_fit(*a, **small(iterations), **k))
         monkeypatch.setattr(energymatch, "fit", lambda *a, **k: em_fit(*a, steps=steps, progress=False, **k))
 
     return limit
@@ -96,7 +99,7 @@ def schools():
         pytest.importorskip(name)
     with pytest.MonkeyPatch.context() as patch:
         fit = egm.fit
-        patch.setattr(egm, "fit", lambda *a, **k: fit(*a, iterations=8, progress=False, **k))
+        patch.setattr(egm, "fit", lambda *a, **k: fit(*a, **small(6), **k))
         return program(NUMPYRO)
 
 
@@ -106,7 +109,7 @@ def test_a_numpyro_model_has_its_evidence_and_means(schools):
     sampler, draw = schools.sampler, schools.draw
     assert sampler.ess > 0.1, sampler.report()
     assert abs(sampler.log_z - log_z) < 4 * sampler.log_z_error < 0.4
-    assert np.all(np.asarray(draw.x["tau"]) > 0) and draw.x["theta"].shape == (10_000, 8)
+    assert np.all(np.asarray(draw.x["tau"]) > 0)
     for function, wanted in ((lambda x: x["mu"], mu), (lambda x: jnp.log(x["tau"]), log_tau)):
         mean, error = draw.expectation(function)
         assert abs(mean - wanted) < 4 * error < 1.0
@@ -118,8 +121,7 @@ def test_samples_go_to_arviz(schools):
 
     data = schools.draw.to_arviz()
     posterior = data.posterior
-    assert posterior["theta"].shape == (1, 10_000, 8) and posterior["mu"].shape == (1, 10_000)
-    assert set(posterior.data_vars) == {"mu", "tau", "theta"}
+    assert {n: a.shape for n, a in posterior.data_vars.items()} == {"mu": (1, 10_000), "tau": (1, 10_000)}
     mean = float(schools.draw.expectation(lambda x: x["mu"])[0])
     # Resampling adds what 10,000 draws of a deviation of about 3 add.
     assert abs(float(arviz.summary(data, kind="stats").loc["mu", "mean"]) - mean) < 0.15
@@ -156,9 +158,10 @@ def test_blackjax_polishes_our_samples_and_its_smc_agrees(schools):
     assert abs(chains.polished["mu"].mean() - mu) < 4 * 3.3 / 16
     assert abs(chains.polished["tau"].mean() - log_tau) < 4 * 1.2 / 16
     reference = program(BLACKJAX, 1, spread=chains.spread, **given)
-    # Ten nats by steps of ESS .9 from 2,000 particles: about .05 a run, and .1 where tau is small.
-    assert abs(float(reference.log_z) - log_z) < 0.4
-    assert abs(float(reference.log_z) - schools.sampler.log_z) < 0.4 + 4 * schools.sampler.log_z_error
+    # A step at ESS .9 has a variance of .11 / 2,000, and there are some twenty of them: .034, doubled for
+    # particles that stay dependent.
+    assert abs(float(reference.log_z) - log_z) < 4 * 0.07
+    assert abs(float(reference.log_z) - schools.sampler.log_z) < 4 * 0.07 + 4 * schools.sampler.log_z_error
 
 
 # Log-densities.
@@ -184,7 +187,8 @@ def test_a_sampler_of_a_distrax_mixture(few):
     names = program(DENSITIES, 0)
     sampler = names.sampler
     assert abs(sampler.log_z) < 4 * sampler.log_z_error < 0.2
-    mean, error = sampler.sample(jax.random.key(1), 4000).expectation(lambda x: x)
+    with jax.numpy_rank_promotion("allow"):
+        mean, error = sampler.sample(jax.random.key(1), 4000).expectation(lambda x: x)
     assert np.all(np.abs(np.asarray(mean) - [0.8, 0.7]) < 4 * np.asarray(error))
 
 
@@ -221,12 +225,12 @@ def test_a_joint_distribution_of_tfp_is_an_energy_on_its_support(asked):
 @pytest.mark.slow
 def test_an_equinox_network_in_a_sampler(few):
     pytest.importorskip("equinox")
-    few(iterations=3)
+    few(iterations=6)
     names = program(NETWORKS, 0)
     before, after = jax.tree.leaves(names.params), jax.tree.leaves(names.sampler.params)
     assert jax.tree.structure(names.sampler.params) == jax.tree.structure(names.params)
     assert all(not np.array_equal(a, b) for a, b in zip(before, after))
-    # x_1 given x_0 is normal about x_0^2, so that the integral is 2 pi.
+    # x_1 given x_0 is normal about sin(x_0), so that the integral is 2 pi.
     assert abs(names.sampler.log_z - math.log(2 * math.pi)) < 4 * names.sampler.log_z_error < 0.4
 
 
