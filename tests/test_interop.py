@@ -230,8 +230,10 @@ def test_an_equinox_network_in_a_sampler(few):
     before, after = jax.tree.leaves(names.params), jax.tree.leaves(names.sampler.params)
     assert jax.tree.structure(names.sampler.params) == jax.tree.structure(names.params)
     assert all(not np.array_equal(a, b) for a, b in zip(before, after))
-    # x_1 given x_0 is normal about sin(x_0), so that the integral is 2 pi.
-    assert abs(names.sampler.log_z - math.log(2 * math.pi)) < 4 * names.sampler.log_z_error < 0.4
+    # x_1 given x_0 is normal about sin(x_0), so that the integral is 2 pi. Few iterations leave a tail of
+    # weights, for which the library gives no error: by the ESS it is .011 of 8,192 samples where that is .5.
+    assert names.sampler.ess > 0.5, names.sampler.report()
+    assert abs(names.sampler.log_z - math.log(2 * math.pi)) < 4 * 0.011
 
 
 def test_an_nnx_network_in_a_model(few):
