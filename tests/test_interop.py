@@ -236,6 +236,7 @@ def test_an_equinox_network_in_a_sampler(few):
     assert abs(names.sampler.log_z - math.log(2 * math.pi)) < 4 * 0.011
 
 
+@pytest.mark.slow
 def test_an_nnx_network_in_a_model(few):
     few(steps=200)
     names = program(NETWORKS, 1)
