@@ -126,6 +126,7 @@ _ON_FIRST_USE = (
     "estimators",
     "fitting",
     "iteration",
+    "modules",
     "networks",
     "pilot",
     "refinement",

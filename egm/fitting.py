@@ -36,7 +36,7 @@ from egm import (
 )
 from egm.annealing import Item
 from egm.batching import batched_energy
-from egm.sampler import Design, Sampler, parts_of
+from egm.sampler import Design, Sampler, check_network, parts_of
 from egm.spaces import Layout, of
 from egm.typing import Array, Energy, Key, Moments, PyTree
 
@@ -93,8 +93,10 @@ def fit(
       iterations: most iterations; None for as many as there is time for.
       ess_target: the ESS at which training is good enough.
       network: in place of the space's own: a Flax module or any object with `init(key, x, t)` and
-        `apply(params, x, t)`, or (params, apply), of the library's state and raw outputs as the head of
-        the space takes them (`egm.networks` documents both).
+        `apply(params, x, t)`, or (params, apply), with which NNX, Equinox and plain functions come in
+        (docs/interoperability.md). Its states are numbers x [N, D], about 1 wide and noisy up to 2.5 of it,
+        or tokens [N, L] with the mask V, or {"x", "h"} of both, t [N]; raw outputs are those that the head
+        takes, [N, D, 2], logits [N, L, V], or both: of zeros the sampler is that of a normal.
       optimizer: in place of Adam with a falling learning rate and a clipped norm.
       callback: told the metrics of every iteration, as floats.
       progress: say on stderr what is being done.
@@ -126,6 +128,8 @@ def fit(
         raise TypeError(f"optimizer must be an optax.GradientTransformation, got {optimizer!r:.80}")
     if callback is not None:
         checks.function(callback, "callback")
+    if network is not None:
+        check_network(network, layout)
     say = _Voice(checks.flag(progress, "progress"), began)
     k_check, k_pilot, k_params, k_train, k_final = random.split(key, 5)
     k_curve = random.derive(key, "curved coordinates")

@@ -19,7 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import algorithms, checks, evidence, heads, importance, metrics, networks, paths, processes, random
+from egm import (
+    algorithms,
+    checks,
+    evidence,
+    heads,
+    importance,
+    metrics,
+    modules,
+    networks,
+    paths,
+    processes,
+    random,
+)
 from egm.checkpoint import paths as folders
 from egm.pilot import Coordinates
 from egm.simulate import draw_prior, path_log_weights, simulate
@@ -27,7 +39,7 @@ from egm.spaces import Circle, Interval, Layout, Particles, Positive, Real, Toke
 from egm.transport import CouplingMap, Transport
 from egm.typing import Array, Energy, Key, Moments, PyTree, State
 
-__all__ = ["Design", "Parts", "Sampler", "Samples", "parts_of"]
+__all__ = ["Design", "Parts", "Sampler", "Samples", "check_network", "parts_of"]
 
 VERSION = 1
 """Of the format of saved samplers."""
@@ -100,13 +112,30 @@ class Samples(NamedTuple):
         chosen = jax.random.permutation(random.derive(key, "order"), chosen)
         return jax.tree.map(lambda a: a[chosen], self.x)
 
-    def to_arviz(self) -> Any:
-        """An arviz data tree with the resampled states as one chain; arviz must be installed."""
+    def to_arviz(self, key: Key | None = None) -> Any:
+        """The resampled states as one chain of arviz, which must be installed: of any of its versions.
+
+        Diagnostics of chains take them for independent draws: how many of them there really are,
+        `ess` times N, only the weights tell.
+
+        Args:
+          key: of the resampling; None for that of seed 0.
+
+        Returns:
+          A DataTree (InferenceData before arviz 1) with a group "posterior", whose variables are the leaves
+          of `x` by their place: "mu", "layer.0", and "x" where there is one alone.
+        """
         import arviz  # pyright: ignore[reportMissingImports]
 
-        x = self.resample(jax.random.key(0))
-        named = x if isinstance(x, dict) else {"x": x}
-        return arviz.from_dict({"posterior": {k: np.asarray(v)[None] for k, v in named.items()}})
+        x = self.resample(jax.random.key(0) if key is None else key)
+        leaves = jax.tree_util.tree_leaves_with_path(x)
+        named = {
+            jax.tree_util.keystr(path, simple=True, separator=".") or "x": np.asarray(leaf)[None]
+            for path, leaf in leaves
+        }
+        if int(arviz.__version__.split(".")[0]) < 1:
+            return arviz.from_dict(posterior=named)
+        return arviz.from_dict({"posterior": named})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,8 +184,7 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
     Args:
       design: as found.
       energy: E in the sampler's coordinates; a masked skip is taken from it where it offers one.
-      network: None for the space's own; a Flax module, or any object with `init(key, x, t)` and
-        `apply(params, x, t)`; or (params, apply).
+      network: None for the space's own; or as `egm.modules.given` takes it, of (x, t).
 
     Returns:
       Parts.
@@ -181,20 +209,24 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
     else:
         alone: Any = tokens if vector is None else vector
         path, process, head = alone
-    net = _network(design, vector[0] if vector else None, energy) if network is None else network
-    if isinstance(net, tuple):
-        params, apply = net
-        return Parts(path, process, head, lambda key: params, checks.function(apply, "network[1]"))
-    x = jax.tree.map(
-        lambda shape: jnp.zeros((1, *shape), jnp.int32 if shape == (layout.num_sites,) else float),
-        layout.joined((layout.num_coordinates,), None) if not layout.num_sites else layout.event_shape,
-        is_leaf=lambda s: isinstance(s, tuple),
-    )
-    if layout.num_coordinates and layout.num_sites:
-        x = {"x": jnp.zeros((1, layout.num_coordinates)), "h": jnp.zeros((1, layout.num_sites), jnp.int32)}
-    elif layout.num_coordinates:
-        x = jnp.zeros((1, layout.num_coordinates))
-    return Parts(path, process, head, lambda key: net.init(key, x, jnp.zeros(1)), _legal(net.apply, layout))
+    own = _network(design, vector[0] if vector else None, energy) if network is None else network
+    module = modules.given(own)
+    init = lambda key: module.init(key, *_inputs(layout, 1))
+    return Parts(path, process, head, init, _legal(module.apply, layout))
+
+
+def check_network(network: Any, layout: Layout) -> None:
+    """Raises TypeError or ValueError unless it may stand for the network of this layout's states."""
+    num = 3
+    vector = (num, layout.num_coordinates, 2)
+    tokens = (num, layout.num_sites, layout.vocab_size)
+    modules.check_output(modules.given(network), _inputs(layout, num), layout.joined(vector, tokens))
+
+
+def _inputs(layout: Layout, num: int) -> tuple[State, Array]:
+    """(the library's states, times) as a network is given them, zeros."""
+    x = jnp.zeros((num, layout.num_coordinates))
+    return layout.joined(x, jnp.zeros((num, layout.num_sites), jnp.int32)), jnp.zeros(num)
 
 
 def _gaussian_path(design: Design) -> Any:
@@ -290,7 +322,7 @@ class Sampler:
         self.energy, self.design, self.coordinates = energy, design, coordinates
         self.moments, self.params = moments, params
         self._canonical = coordinates.energy(design.layout.energy(energy))
-        self.parts = parts_of(design, self._canonical, network)
+        self.parts, self._own_network = parts_of(design, self._canonical, network), network is not None
         self._figures = figures or {}
         self.history, self.evidence = history or {}, evidence_
 
@@ -430,7 +462,7 @@ class Sampler:
         return figure
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write everything but the energy and a network of the user's own into a new folder.
+        """Write everything but the energy and the code of a network of the user's own into a new folder.
 
         Arrays by orbax, the rest as JSON; nothing is pickled.
 
@@ -458,6 +490,7 @@ class Sampler:
         }
         about = {
             "version": VERSION,
+            "own_network": self._own_network,
             "spaces": spaces,
             "structure": _structure(self.space),
             "design": fields,
@@ -468,7 +501,7 @@ class Sampler:
             "history": {k: np.asarray(v).tolist() for k, v in self.history.items()},
         }
         arrays = {
-            "params": self.params,
+            "params": modules.named_leaves(self.params) if self._own_network else self.params,
             "transport": {} if curved is None else curved.params,
             "moments": [np.asarray(a) for a in jax.tree.leaves(self.moments)] or [np.zeros(0)],
             "center": np.asarray(self.coordinates.center).reshape(-1),
@@ -492,11 +525,11 @@ class Sampler:
         Args:
           folder: as saved.
           energy: E as it was given to `egm.fit`.
-          network: that given to `egm.fit`, where one was.
+          network: that given to `egm.fit`, where one was; its parameters are those of the folder.
           batched: as for `egm.fit`.
 
         Raises:
-          ValueError: the folder holds no sampler, or one of another format.
+          ValueError: the folder holds no sampler, or one of another format, or of another network.
 
         Examples:
           >>> import tempfile
@@ -518,12 +551,18 @@ class Sampler:
             raise ValueError(f"folder must hold a saved sampler, got {root}: {error}") from error
         if about.get("version") != VERSION:
             raise ValueError(f"the sampler in {root} has format {about.get('version')}, this is {VERSION}")
+        if about.get("own_network", network is not None) != (network is not None):
+            given = "one was given to egm.fit" if network is None else "none was given to egm.fit"
+            raise ValueError(f"network must be that of the sampler in {root}: {given}")
         leaves = iter([_KINDS[s.pop("kind")](**_tuples(s)) for s in about["spaces"]])
         layout = Layout(_rebuilt(about["structure"], leaves))
         design = Design(layout, **about["design"])
         with np.errstate(all="ignore"):
             arrays = ocp.load(os.path.join(root, "arrays"))
         arrays = jax.tree.map(np.asarray, arrays)
+        params = arrays["params"]
+        if about.get("own_network"):
+            params = modules.with_leaves(modules.given(network), _inputs(layout, 1), params)
         matrix = arrays["matrix"] if arrays["matrix"].ndim == 2 else float(arrays["matrix"][0])
         curved = about.get("transport")
         if curved is not None:
@@ -535,7 +574,7 @@ class Sampler:
             design,
             coordinates,
             None,
-            arrays["params"],
+            params,
             network=network,
             figures=about["figures"],
             history={k: np.asarray(v) for k, v in about["history"].items()},

@@ -15,7 +15,8 @@ exp(-V/epsilon) is the data's density.
     V = functools.partial(net.apply, state.train.ema_params)
     x = langevin.sample(key, V, x_0, num_steps=300, step_size=0.01, temperature=temperature)
 
-Where to start: `fit` makes an `EnergyModel` of a table; docs/by_hand.md trains one by hand.
+Where to start: `fit` makes an `EnergyModel` of a table, `EnergyEstimator` is the same for scikit-learn;
+docs/by_hand.md trains one by hand.
 
     before training     preprocessing (columns, noise), couplings (pairs, plans, costs)
     training            matching, losses, negatives, schedules, networks
@@ -53,12 +54,14 @@ from energymatch.schedules import flow_weight, temperature
 
 if TYPE_CHECKING:
     from energymatch import matching
+    from energymatch.estimator import EnergyEstimator
     from energymatch.fitting import fit
     from energymatch.model import EnergyModel
 
 __version__ = version.__version__
 
 __all__ = [
+    "EnergyEstimator",
     "EnergyModel",
     "__version__",
     "contrastive_divergence_loss",
@@ -87,6 +90,7 @@ __all__ = [
 _ON_FIRST_USE = {
     "convert": "convert",
     "costs": "couplings.costs",
+    "estimator": "estimator",
     "fitting": "fitting",
     "interactions": "posterior.interactions",
     "matching": "matching",
@@ -94,7 +98,7 @@ _ON_FIRST_USE = {
     "networks": "networks",
     "priors": "likelihood.priors",
 }
-_FRONT_DOOR = {"EnergyModel": "model", "fit": "fitting"}
+_FRONT_DOOR = {"EnergyEstimator": "estimator", "EnergyModel": "model", "fit": "fitting"}
 
 
 def __getattr__(name: str):

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from egm import checks, random, training
+from egm import checks, modules, random, training
 from egm.typing import Array, Key
-from energymatch import couplings, losses, matching, preprocessing
+from energymatch import _frames, couplings, losses, matching, preprocessing
 from energymatch.likelihood import MixturePrior, log_partition, log_partition_upper, mixture_fit
 from energymatch.model import EnergyModel, Whitening, log_partition_of, network_of
 from energymatch.negatives import Proposed
@@ -57,11 +57,13 @@ def fit(
 
     Args:
       key: a typed key.
-      data: [N, D] or [N, *event] numbers, N at least 20, finite, no constant or duplicated columns.
+      data: [N, D] or [N, *event] numbers, N at least 20, finite, no constant or duplicated columns; or a
+        frame of pandas or polars, whose names of columns stay with the model and stand in messages.
       seconds: after which training ends, whatever it has reached.
       steps: most gradient steps; None for as many as help.
       network: in place of an MLP: any object with `init(key, z)` and `apply(params, z) -> [N]`, of
-        whitened, flattened examples z [N, D].
+        whitened, flattened examples z [N, D], or (params, apply), with which NNX, Equinox and plain
+        functions come in (docs/interoperability.md). Of zeros the model is the mixture.
       callback: told of every look at the held-out part, as floats.
       progress: say on stderr what is being done.
 
@@ -90,10 +92,12 @@ def fit(
         checks.positive_int(steps, "steps", 0)
     if callback is not None:
         checks.function(callback, "callback")
-    if network is not None and not (hasattr(network, "init") and hasattr(network, "apply")):
-        raise TypeError(f"network must have init and apply, got {network!r:.80}")
+    module = None if network is None else modules.given(network)
     say = _Voice(checks.flag(progress, "progress"), began)
-    table, event = _table(data)
+    columns = _frames.names_of(data, "data")
+    table, event = _table(_frames.values_of(data, "data"), columns)
+    if module is not None:
+        modules.check_output(module, (jnp.zeros((3, table.shape[1])),), (3,))
     noise = _noise(table)
     k_split, k_noise, k_base, k_params, k_train, k_z, k_bound = random.split(key, 7)
     order = np.random.default_rng(np.asarray(jax.random.key_data(k_split))).permutation(len(table))
@@ -108,14 +112,14 @@ def fit(
     say.phase("choosing a mixture by cross-validation")
     kind, base = _choose_base(k_base, train)
     say.phase(f"{kind}: {base.log_weights.size} components")
-    net = network if network is not None else _network(train.shape)
+    net = _network(train.shape) if module is None else network if _is_mlp(network) else module
     base_score = float(np.mean(np.asarray(base.log_density(jnp.asarray(held, float)))))
     trained = _Training(net, base, whitening, table[num_held:], noise, held, base_score)
     params, history, stopped = trained.run(k_params, k_train, began + 0.8 * seconds, steps, callback, say)
     if params is None:
         # Nothing was held back from the mixture where the network is left out.
         base = _base_of(k_base, z_all, kind)
-    model = EnergyModel(event, whitening, base, net, params, noise=noise, history=history)
+    model = EnergyModel(event, whitening, base, net, params, noise=noise, history=history, columns=columns)
     return _finished(k_z, k_bound, model, held, base_score, stopped, began, say)
 
 
@@ -130,7 +134,7 @@ class _Voice:
             print(f"[{time.time() - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
-def _table(data: Any) -> tuple[np.ndarray, tuple[int, ...]]:
+def _table(data: Any, columns: tuple[str, ...] | None = None) -> tuple[np.ndarray, tuple[int, ...]]:
     """([N, D] float64, the event's shape); raises where it is no table of numbers with a density."""
     known = np.asarray(data)
     if known.dtype.kind not in "fiub":
@@ -144,10 +148,11 @@ def _table(data: Any) -> tuple[np.ndarray, tuple[int, ...]]:
     if len(bad):
         row, column = bad[0]
         raise ValueError(
-            f"data must be finite, got {table[row, column]} at row {row}, column {column} and "
-            f"{len(bad)} such cells in all: drop those rows, or fit to the others and `impute` these"
+            f"data must be finite, got {table[row, column]} at row {row}, "
+            f"{_frames.label(columns, column)} and {len(bad)} such cells in all: drop those rows, or fit to "
+            "the others and `impute` these"
         )
-    report = preprocessing.check_columns(table)
+    report = preprocessing.check_columns(table, columns)
     broken = [*report.constant, *report.dependent]
     if known.ndim == 2 and broken:
         told = [p for p in report.problems if "constant" in p or "copy of" in p or "linear in" in p]
@@ -264,6 +269,10 @@ def _bandwidth(rng: np.random.Generator, z: np.ndarray, means: np.ndarray) -> fl
     return float(width)
 
 
+def _is_mlp(network: Any) -> bool:
+    return isinstance(network, MLPPotential)
+
+
 def _network(shape: tuple[int, int]) -> MLPPotential:
     return network_of(shape[1], 64 if shape[0] < 1000 else 128)
 
@@ -344,7 +353,7 @@ class _Training:
     def _start(self, key: Key) -> Any:
         """Parameters at which the correction is nearly 0."""
         params = self._net.init(key, self._held[:1])
-        if isinstance(self._net, MLPPotential):
+        if _is_mlp(self._net):
             last = f"Dense_{self._net.depth}"
             params = {
                 "params": params["params"] | {last: jax.tree.map(lambda a: 0.01 * a, params["params"][last])}

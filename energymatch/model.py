@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, importance, metrics, random
+from egm import checks, importance, metrics, modules, random
 from egm.checkpoint import paths as folders
 from egm.typing import Array, Key, PyTree
-from energymatch import curvature, langevin, posterior
+from energymatch import _frames, curvature, langevin, posterior
 from energymatch.likelihood import MixturePrior
 from energymatch.networks import MLPPotential
 
@@ -79,6 +79,8 @@ class EnergyModel:
       log_z_upper: the bound from the other side, by the held-out data.
       held_out: mean log-density of the held-out part, in nats; `base_held_out` that of the mixture alone.
       converged, reason: whether the figures may be trusted, and why not.
+      columns: names of the columns, where the data were a frame. Frames given to the model's functions are
+        then read by name, in whatever order.
       history: what training measured, {name: [times]}.
       seconds: of the fit.
 
@@ -99,7 +101,9 @@ class EnergyModel:
         noise: np.ndarray,
         figures: dict[str, Any] | None = None,
         history: dict[str, np.ndarray] | None = None,
+        columns: tuple[str, ...] | None = None,
     ):
+        self.columns = None if columns is None else tuple(columns)
         self.event_shape, self.whitening, self.base = tuple(event_shape), whitening, base
         self.network, self.params, self.noise = network, params, np.asarray(noise)
         self._figures, self.history = figures or {}, history or {}
@@ -118,6 +122,11 @@ class EnergyModel:
         if name in known:
             return self.__dict__["_figures"].get(name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Compiled functions are made anew where a pickle is read (scikit-learn sends models to processes).
+        lazy = functools.cached_property
+        return {n: v for n, v in self.__dict__.items() if not isinstance(getattr(type(self), n, None), lazy)}
 
     def __repr__(self) -> str:
         return f"EnergyModel({self.event_shape}, held_out={self.held_out}, log_z_error={self.log_z_error})"
@@ -162,7 +171,7 @@ class EnergyModel:
           >>> slope.shape, bool(slope[0, 1] < 0)  # down in weight
           ((1, 2), True)
         """
-        return -jax.grad(lambda y: jnp.sum(self.energy(y)))(jnp.asarray(x, float))
+        return -jax.grad(lambda y: jnp.sum(self.energy(y)))(self._values(x).astype(float))
 
     # Samples.
 
@@ -181,7 +190,7 @@ class EnergyModel:
         z = self.base.sample(k_draw, 4 * num)
         return self._event(self._picked(k_pick, k_move, z, -self.correction(z), num))
 
-    def impute(self, key: Key, x: Array, observed: Array, num: int = 1) -> Array:
+    def impute(self, key: Key, x: Any, observed: Any = None, num: int = 1) -> Array:
         """Samples of what was not observed, given what was.
 
         The mixture's own conditional density is drawn from exactly, draws are weighted by the network's
@@ -190,15 +199,16 @@ class EnergyModel:
 
         Args:
           key: a typed key.
-          x: [N, *event]; what is not observed may be anything.
-          observed: bool, [N, *event] or [*event] for all rows.
+          x: [N, *event], or a frame; what is not observed may be anything.
+          observed: bool, [N, *event] or [*event] for all rows, or a frame; None for what is not NaN.
           num: samples a row.
 
         Returns:
-          [num, N, *event].
+          [num, N, *event], columns in the order of `columns`.
 
         Raises:
-          TypeError, ValueError: `observed` is no array of booleans of such a shape.
+          TypeError, ValueError: `observed` is no array of booleans of such a shape, a frame has other
+            columns, or x is not finite where it is observed.
 
         Examples:
           >>> x = np.array([[180.0, np.nan], [np.nan, 60.0]])
@@ -208,18 +218,22 @@ class EnergyModel:
         """
         num = checks.positive_int(num, "num")
         checks.one_key(key)
-        mask = np.asarray(observed)
-        if mask.dtype != bool:
-            raise TypeError(f"observed must be an array of booleans, got dtype {mask.dtype}")
-        rows = np.asarray(x, np.float64)
+        rows = np.asarray(_frames.values_of(x, "x", self.columns), np.float64)
         if rows.shape[1:] != self.event_shape:
             raise ValueError(f"x must have shape [N, *{self.event_shape}], got {rows.shape}")
+        known = ~np.isnan(rows) if observed is None else observed
+        mask = np.asarray(_frames.values_of(known, "observed", self.columns))
+        if mask.dtype != bool:
+            raise TypeError(f"observed must be an array of booleans, got dtype {mask.dtype}")
         if mask.shape not in (rows.shape, self.event_shape):
             raise ValueError(f"observed must have shape {rows.shape} or {self.event_shape}, got {mask.shape}")
         rows = rows.reshape(len(rows), -1)
         mask = np.broadcast_to(mask.reshape(-1, rows.shape[1]), rows.shape)
-        if not np.all(np.isfinite(rows[mask])):
-            raise ValueError("x must be finite where it is observed")
+        bad = np.argwhere(mask & ~np.isfinite(rows))
+        if len(bad):
+            row, column = bad[0]
+            where = f"row {row}, {_frames.label(self.columns, column)}"
+            raise ValueError(f"x must be finite where it is observed, got {rows[row, column]} at {where}")
         parts = [
             self._imputed(random.derive(key, f"row {i}"), rows[i], mask[i], num) for i in range(len(rows))
         ]
@@ -336,13 +350,18 @@ class EnergyModel:
             ("held-out log-density", f"{self.held_out:.4g} nats (mixture alone {self.base_held_out:.4g})"),
             ("log Z", f"{self.log_z:.4g} +- {self.log_z_error:.2g}, from above {self.log_z_upper:.4g}"),
             ("components", str(self.base.log_weights.size)),
-            ("network", "none: it was no better" if self.params is None else repr(self.network)[:60]),
+            ("network", "none: it was no better" if self.params is None else self._told_network()),
             ("converged", "yes" if self.converged else f"no: {self.reason}"),
             ("seconds", f"{self.seconds:.0f}"),
         ]
         if self.noise.any():
-            rows.append(("noise added to columns", str(np.flatnonzero(self.noise).tolist())))
+            noisy = np.flatnonzero(self.noise).tolist()
+            noisy = noisy if self.columns is None else [self.columns[j] for j in noisy]
+            rows.append(("noise added to columns", str(noisy)))
         return "\n".join(f"{name:<24} {value}" for name, value in rows)
+
+    def _told_network(self) -> str:
+        return "your own" if isinstance(self.network, modules.Module) else repr(self.network)[:60]
 
     # Storage.
 
@@ -350,7 +369,7 @@ class EnergyModel:
         """Write the model into a new folder: arrays by orbax, the rest as JSON, nothing pickled.
 
         Raises:
-          ValueError: the folder exists and is not empty. TypeError: the network is not the model's own.
+          ValueError: the folder exists and is not empty.
 
         Examples:
           >>> import tempfile
@@ -371,10 +390,10 @@ class EnergyModel:
             "version": VERSION,
             "event_shape": list(self.event_shape),
             "log_det": float(self.whitening.log_det),
-            "network": [self.network.width, self.network.depth]
-            if isinstance(self.network, MLPPotential)
-            else None,
+            "network": self._default_sizes(),
             "has_params": self.params is not None,
+            "named_leaves": self._default_sizes() is None,
+            "columns": self.columns,
             "figures": plain,
             "history": {k: np.asarray(v).tolist() for k, v in self.history.items()},
         }
@@ -382,12 +401,26 @@ class EnergyModel:
             "base": {n: np.asarray(a) for n, a in self.base._asdict().items()},
             "whitening": {n: np.asarray(a) for n, a in self.whitening._asdict().items() if n != "log_det"},
             "noise": self.noise,
-            "params": {} if self.params is None else jax.device_get(self.params),
+            "params": self._saved_params(),
         }
         arrays = {name: value for name, value in arrays.items() if jax.tree.leaves(value)}
         ocp.save(os.path.join(root, "arrays"), arrays)
         with open(os.path.join(root, "model.json"), "w", encoding="utf-8") as file:
             json.dump(about, file)
+
+    def _saved_params(self) -> PyTree:
+        if self.params is None:
+            return {}
+        if self._default_sizes() is None:
+            return modules.named_leaves(self.params)
+        return jax.device_get(self.params)
+
+    def _default_sizes(self) -> list[int] | None:
+        """[width, depth] of the library's own network, from which `load` makes it; None for a user's."""
+        net: Any = self.network
+        if not isinstance(net, MLPPotential) or net != network_of(self.noise.size, net.width, net.depth):
+            return None
+        return [net.width, net.depth]
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], *, network: Any = None) -> EnergyModel:
@@ -395,10 +428,10 @@ class EnergyModel:
 
         Args:
           folder: as saved.
-          network: that given to `fit`, where one was.
+          network: that given to `fit`, where one was; its parameters are those of the folder.
 
         Raises:
-          ValueError: the folder holds no model, or one of another format.
+          ValueError: the folder holds no model, or one of another format, or of another network.
 
         Examples:
           >>> import tempfile
@@ -422,17 +455,28 @@ class EnergyModel:
         arrays: Any = jax.tree.map(np.asarray, ocp.load(os.path.join(root, "arrays")))
         base = MixturePrior(**{n: jnp.asarray(a) for n, a in arrays["base"].items()})
         whitening = Whitening(**arrays["whitening"], log_det=about["log_det"])
-        if network is None and about["network"] is not None:
+        params = arrays.get("params") if about["has_params"] else None
+        if about["network"] is not None:
+            if network is not None:
+                raise ValueError(f"network must be None for the model in {root}: none was given to fit")
             network = network_of(len(arrays["noise"]), *about["network"])
+        elif network is not None:
+            network = network if isinstance(network, MLPPotential) else modules.given(network)
+            example = (jnp.zeros((1, len(arrays["noise"]))),)
+            if about.get("named_leaves") and params is not None:
+                params = modules.with_leaves(modules.given(network), example, params)
+        elif params is not None:
+            raise ValueError(f"network must be the one that was given to fit, for the model in {root}")
         return cls(
             tuple(about["event_shape"]),
             whitening,
             base,
             network,
-            arrays.get("params") if about["has_params"] else None,
+            params,
             noise=arrays["noise"],
             figures=about["figures"],
             history={k: np.asarray(v) for k, v in about["history"].items()},
+            columns=about.get("columns"),
         )
 
     def _picked(self, k_pick, k_move, z, log_weights, num):
@@ -444,8 +488,14 @@ class EnergyModel:
         )
         return moved.x
 
+    def _values(self, x: Any) -> Array:
+        """An array of what came, the columns of a frame by their names."""
+        if _frames.is_frame(x):
+            return jnp.asarray(_frames.values_of(x, "x", self.columns), float)
+        return checks.as_array(x, "x")
+
     def _flat(self, x: Array) -> Array:
-        x = checks.wide(checks.float_array(jnp.asarray(x), "x", min_ndim=1))
+        x = checks.wide(checks.float_array(self._values(x), "x", min_ndim=1))
         if x.shape[1:] != self.event_shape:
             raise ValueError(f"x must have shape [N, *{self.event_shape}], got {x.shape}")
         return x.reshape(x.shape[0], -1)

@@ -43,11 +43,17 @@ LAYERS = [
     ["egm.iteration"],
     ["egm.checkpoint"],
     ["egm.spaces", "egm.transport"],
-    ["egm.pilot", "egm.batching"],
+    ["egm.pilot", "egm.batching", "egm.modules"],
     ["egm._questions", "egm.curves", "egm.sampler"],
     ["egm.fitting", "egm.refinement"],
     ["egm"],
-    ["energymatch.schedules", "energymatch.couplings", "energymatch.images", "energymatch.preprocessing"],
+    [
+        "energymatch.schedules",
+        "energymatch.couplings",
+        "energymatch.images",
+        "energymatch.preprocessing",
+        "energymatch._frames",
+    ],
     ["energymatch.potential"],
     ["energymatch.langevin"],
     ["energymatch.tempering", "energymatch.likelihood"],
@@ -60,7 +66,7 @@ LAYERS = [
     ["energymatch.convert"],
     ["energymatch.model"],
     ["energymatch.fitting"],
-    ["energymatch"],
+    ["energymatch", "energymatch.estimator"],
 ]
 """One entry a folder or a module of its own, the ground floor first."""
 PACKAGES = ("egm", "energymatch")
@@ -69,7 +75,11 @@ FRONT_DOOR = ("egm.sampler", "energymatch.fitting", "energymatch.model")
 """Who may choose a network for the user."""
 CORE = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "numpy"}
 """Import names of the core dependencies."""
-ALLOWED = {"egm.collectives": {"jax"}, "egm.sampler": CORE | {"arviz", "matplotlib"}}
+ALLOWED = {
+    "egm.collectives": {"jax"},
+    "egm.sampler": CORE | {"arviz", "matplotlib"},
+    "energymatch.estimator": CORE | {"sklearn"},
+}
 """Modules that may import fewer of them, or that use an extra where it is installed."""
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

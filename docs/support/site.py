@@ -11,7 +11,10 @@ import types
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PACKAGES = ("egm", "energymatch")
-FIRST = {"egm": ("fit", "refine", "Sampler", "Samples"), "energymatch": ("fit", "EnergyModel")}
+FIRST = {
+    "egm": ("fit", "refine", "Sampler", "Samples"),
+    "energymatch": ("fit", "EnergyModel", "EnergyEstimator"),
+}
 """What stands first on a package's own page."""
 EXAMPLES = """\
 The examples run as they stand after

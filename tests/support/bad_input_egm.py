@@ -655,6 +655,7 @@ EXCLUDED = {
     "egm.devices": "functions made of functions, meshes and layouts, which jax checks",
     "egm.evidence": "its own table of bad input: tests/egm/test_evidence.py",
     "egm.batching": "its own table of bad input: tests/egm/test_spaces.py",
+    "egm.modules": "its own table of bad input: tests/egm/test_modules.py",
     "egm.fitting": "its own table of bad input: tests/egm/test_fit.py",
     "egm.moves": "called with states and energies that others have checked: tests/egm/test_moves.py",
     "egm.rejuvenation": "called by a step of make_iteration, which checks",
