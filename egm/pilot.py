@@ -442,10 +442,7 @@ def _significant(covariance: np.ndarray, num: float) -> np.ndarray | None:
 
 
 def _length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, num: int = 512) -> float:
-    """s = (D / E |grad E|^2)^(1/2), the largest twentieth left out; at most 1, the target's own width.
-
-    Shorter where an untrained head does better with that: behind walls, where a noised state is far up.
-    """
+    """s = (D / E |grad E|^2)^(1/2), the largest twentieth left out; at most 1, the target's own width."""
     w = np.exp(log_shares - log_shares.max())
     picked = np.searchsorted(np.cumsum(w), (np.arange(num) + 0.5) / num * w.sum())
     state = jax.tree.map(lambda a: jnp.asarray(a[np.minimum(picked, len(w) - 1)]), z)
@@ -459,17 +456,4 @@ def _length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, nu
     if not square.size or not square.mean() > 0:
         return 0.25
     kept = square[: max(1, int(0.95 * square.size))].mean()
-    length = float(np.clip((_dimension(layout) / kept) ** 0.5, 1e-3, 1.0))
-    if layout.angles.any():
-        return length
-    path = _path(layout)
-    space = path.paths["x"] if isinstance(path, ProductPath) else path
-    found = scales.find_length(
-        jax.random.key(0),
-        lambda y, h: energy(layout.joined(y, h)),
-        jnp.asarray(vector)[None],
-        tokens,
-        length,
-        project=space.project,
-    )
-    return max(found.length, 1e-3)
+    return float(np.clip((_dimension(layout) / kept) ** 0.5, 1e-3, 1.0))
