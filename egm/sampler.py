@@ -563,11 +563,7 @@ class Sampler:
         params = arrays["params"]
         if about.get("own_network"):
             params = modules.with_leaves(modules.given(network), _inputs(layout, 1), params)
-        matrix = arrays["matrix"] if arrays["matrix"].ndim == 2 else float(arrays["matrix"][0])
-        curved = about.get("transport")
-        if curved is not None:
-            curved = Transport(CouplingMap(**curved), arrays["transport"])
-        coordinates = Coordinates(layout, arrays["center"], matrix, about["log_det"], curved)
+        coordinates = _coordinates(layout, about, arrays)
         function = batched_energy(energy, layout, batched)
         found = cls(
             function,
@@ -582,6 +578,14 @@ class Sampler:
         )
         found.moments = _moments(layout, arrays["moments"])
         return found
+
+
+def _coordinates(layout: Layout, about: dict[str, Any], arrays: dict[str, Any]) -> Coordinates:
+    matrix = arrays["matrix"] if arrays["matrix"].ndim == 2 else float(arrays["matrix"][0])
+    curved = about.get("transport")
+    if curved is not None:
+        curved = Transport(CouplingMap(**curved), arrays["transport"])
+    return Coordinates(layout, arrays["center"], matrix, about["log_det"], curved)
 
 
 def _evidence(values: Any) -> evidence.Evidence | None:
