@@ -110,57 +110,16 @@ def find_scales(
       ValueError: no descent ended at a finite energy, or the curvature there is not positive, as of a
         log-density, whose sign is the other one.
     """
-    checks.one_key(key)
-    checks.function(energy, "energy")
-    if project is not None:
-        checks.function(project, "project")
-    if vocab_size is not None:
-        checks.positive_int(vocab_size, "vocab_size", 2)
     energy_range = checks.positive_float(energy_range, "energy_range")
-    radius = checks.positive_float(search_radius, "search_radius")
-    for name, value in (("num_starts", num_starts), ("num_steps", num_steps)):
-        checks.positive_int(value, name)
+    radius = search_radius = checks.positive_float(search_radius, "search_radius")
     checks.positive_int(max_widenings, "max_widenings", 0)
-    project = (lambda x: x) if project is None else project
-    shapes = event_shape if isinstance(event_shape, dict) else {"x": event_shape}
-    if "x" not in shapes or np.ndim(shapes["x"]) != 1 or len(shapes["x"]) != 1:
-        raise ValueError(f"event_shape must be (D,) or a dict with a part 'x' of it, got {event_shape!r:.80}")
-    for shape in shapes.values():
-        if not isinstance(shape, tuple | list):
-            raise TypeError(f"event_shape must be a tuple of ints, got {event_shape!r:.80}")
-        for n in shape:
-            checks.positive_int(n, "every size in event_shape")
-    if shapes.keys() - {"x"} and vocab_size is None:
-        raise ValueError("vocab_size is needed for an event_shape with tokens, got None")
-
-    def whole(x, tokens):
-        return energy({"x": x} | tokens) if isinstance(event_shape, dict) else energy(x)
-
-    def search(key, radius):
-        """(the descents' ends that are numbers, all energies)."""
-        k_x, k_tokens = random.split(key)
-        start = project(radius * jax.random.normal(k_x, (num_starts, *shapes["x"])))
-        tokens = {
-            name: jax.random.randint(k, (num_starts, *shapes[name]), 0, vocab_size or 1, jnp.int32)
-            for name, k in zip(
-                sorted(shapes.keys() - {"x"}),
-                random.split(k_tokens, max(len(shapes) - 1, 1)),
-                strict=False,
-            )
-        }
-        out = _descend(whole, project, num_steps, jnp.asarray(radius, float), start, tokens)
-        x, value, trace = (np.asarray(a, np.float64) for a in out)
-        ends = _Ends(x, value, trace, jax.tree.map(np.asarray, tokens))
-        finite = np.isfinite(ends.value) & np.all(np.isfinite(ends.x), axis=-1) & np.isfinite(ends.trace)
-        return ends.where(finite), ends.value
-
-    ends, values = search(key, radius)
+    search = _Search.of(key, energy, event_shape, vocab_size, project, num_starts, num_steps)
+    ends, values = search.ends(key, radius)
     if not len(ends.value):
         raise ValueError(_nowhere_finite(values, num_starts, radius))
-    basis = np.eye(ends.x.shape[-1], dtype=np.float32)
-    dimension = round(float(np.trace(np.asarray(project(jnp.asarray(basis))))))
+    dimension = search.space.size
     for widening in range(1, max_widenings + 1):
-        wide, _ = search(random.derive(key, f"widening {widening}"), 3.0**widening * search_radius)
+        wide, _ = search.ends(random.derive(key, f"widening {widening}"), 3.0**widening * search_radius)
         # Far out an energy may fall for ever or not at all: that is no minimum.
         wide = wide.where(wide.trace > 0)
         if not _adds(ends, wide, dimension, energy_range):
@@ -173,20 +132,25 @@ def find_scales(
             f"energy has mean curvature {curvature} at its minima; it must be positive. Was a log-density "
             "passed? The energy is minus that"
         )
-    width = float(curvature**-0.5)
+    return _measured(key, search, low, float(curvature**-0.5), radius)
+
+
+def _measured(key: Key, search: _Search, low: _Ends, width: float, radius: float) -> Scales:
+    """The scales of the minima that count and of chains from them."""
+    dimension, project = search.space.size, search.space.project
     distinct = _distinct(low, 3 * width * dimension**0.5)
     center, data_scale = _normal(low.x, width, dimension)
     if np.max(np.linalg.norm(distinct.x - center, axis=-1)) > _REACH * data_scale * dimension**0.5:
         center, data_scale = _normal(distinct.x, width, dimension)
     k_chains, k_noise = random.split(random.derive(key, "chains"))
-    rows = low.where(np.arange(num_starts) % len(low.value))
+    rows = low.where(np.arange(search.num_starts) % len(low.value))
     x, tokens = jnp.asarray(rows.x, float), jax.tree.map(jnp.asarray, rows.tokens)
-    states = _chains(whole, _Space(project, dimension), k_chains, x, tokens, jnp.asarray(width, float))
+    states = _chains(search.whole, search.space, k_chains, x, tokens, jnp.asarray(width, float))
     beyond = np.asarray(states, np.float64) - center
     thermal = float(np.sqrt(np.mean(np.sum(beyond**2, axis=-1)) / dimension))
     if np.isfinite(thermal) and thermal > _WIDER * data_scale:
         data_scale = thermal
-    found = find_length(k_noise, whole, states, tokens, width, center, data_scale, project)
+    found = find_length(k_noise, search.whole, states, tokens, width, center, data_scale, project)
     return Scales(
         center,
         data_scale,
@@ -200,6 +164,68 @@ def find_scales(
         found.lengths,
         found.losses,
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Search:
+    """Descents of an energy of x [M, D] and tokens that are held."""
+
+    whole: Callable[[Array, State], Array]
+    shapes: dict[str, Any]
+    vocab_size: int | None
+    space: _Space
+    num_starts: int
+    num_steps: int
+
+    @classmethod
+    def of(cls, key, energy, event_shape, vocab_size, project, num_starts, num_steps) -> _Search:
+        """Of checked arguments of `find_scales`."""
+        checks.one_key(key)
+        checks.function(energy, "energy")
+        if project is not None:
+            checks.function(project, "project")
+        if vocab_size is not None:
+            checks.positive_int(vocab_size, "vocab_size", 2)
+        for name, value in (("num_starts", num_starts), ("num_steps", num_steps)):
+            checks.positive_int(value, name)
+        shapes = event_shape if isinstance(event_shape, dict) else {"x": event_shape}
+        if "x" not in shapes or np.ndim(shapes["x"]) != 1 or len(shapes["x"]) != 1:
+            raise ValueError(
+                f"event_shape must be (D,) or a dict with a part 'x' of it, got {event_shape!r:.80}"
+            )
+        for shape in shapes.values():
+            if not isinstance(shape, tuple | list):
+                raise TypeError(f"event_shape must be a tuple of ints, got {event_shape!r:.80}")
+            for n in shape:
+                checks.positive_int(n, "every size in event_shape")
+        if shapes.keys() - {"x"} and vocab_size is None:
+            raise ValueError("vocab_size is needed for an event_shape with tokens, got None")
+
+        def whole(x, tokens):
+            return energy({"x": x} | tokens) if isinstance(event_shape, dict) else energy(x)
+
+        space = _space((lambda x: x) if project is None else project, shapes["x"][0])
+        return cls(whole, shapes, vocab_size, space, num_starts, num_steps)
+
+    def ends(self, key: Key, radius: float) -> tuple[_Ends, np.ndarray]:
+        """(the descents' ends that are numbers, all energies)."""
+        k_x, k_tokens = random.split(key)
+        start = self.space.project(radius * jax.random.normal(k_x, (self.num_starts, *self.shapes["x"])))
+        names = sorted(self.shapes.keys() - {"x"})
+        keys = random.split(k_tokens, max(len(names), 1))
+        tokens = {
+            name: jax.random.randint(
+                k, (self.num_starts, *self.shapes[name]), 0, self.vocab_size or 1, jnp.int32
+            )
+            for name, k in zip(names, keys, strict=False)
+        }
+        out = _descend(
+            self.whole, self.space.project, self.num_steps, jnp.asarray(radius, float), start, tokens
+        )
+        x, value, trace = (np.asarray(a, np.float64) for a in out)
+        found = _Ends(x, value, trace, jax.tree.map(np.asarray, tokens))
+        finite = np.isfinite(value) & np.all(np.isfinite(x), axis=-1) & np.isfinite(trace)
+        return found.where(finite), value
 
 
 class Length(NamedTuple):
@@ -236,12 +262,9 @@ def find_length(
     """
     project = (lambda x: x) if project is None else project
     size = states.shape[-1]
-    dimension = round(float(np.trace(np.asarray(project(jnp.eye(size))))))
     lengths = longest * _RATIOS
     center = jnp.broadcast_to(jnp.asarray(center, states.dtype), (size,))
-    losses = _losses(
-        energy, _Space(project, dimension), key, states, tokens, center, data_scale, longest, lengths
-    )
+    losses = _losses(energy, _space(project, size), key, states, tokens, center, data_scale, longest, lengths)
     losses = np.asarray(losses, np.float64)
     losses = losses - np.min(losses, initial=np.inf, where=np.isfinite(losses))
     length = float(np.max(lengths[losses <= _TIE], initial=0.0)) or float(longest)
@@ -279,6 +302,12 @@ class _Space:
 
     def confinement(self, trailing_size: int) -> np.ndarray:
         return np.ones(trailing_size)
+
+
+def _space(project: Callable[[Array], Array], size: int) -> _Space:
+    """The image of R^size under a projection."""
+    basis = np.eye(size, dtype=np.float32)
+    return _Space(project, round(float(np.trace(np.asarray(project(jnp.asarray(basis)))))))
 
 
 def _normal(x: np.ndarray, length: float, dimension: int) -> tuple[np.ndarray, float]:

@@ -122,7 +122,9 @@ def test_a_collapsed_generation_counts_for_little():
     np.testing.assert_allclose(rejuvenation.generation_share(one), 0.01 / 0.3, rtol=1e-5)
 
 
-@pytest.mark.parametrize("way", ["shard_map", "pmap", "jit"])
+@pytest.mark.parametrize(
+    "way", ["shard_map", *(pytest.param(way, marks=pytest.mark.slow) for way in ("pmap", "jit"))]
+)
 def test_devices_move_the_buffer_as_one_device_does(way, x64):
     mesh = devices.data_mesh()
     run = {

@@ -667,7 +667,6 @@ EXCLUDED = {
     "egm.spaces": "its own table of bad input: tests/egm/test_spaces.py",
     "egm.transport": "its own table of bad input: tests/egm/test_transport.py",
     "egm.energies.check_colouring": "its own table of bad input: tests/egm/test_orders.py",
-    "egm.heads.score": "the formula that ScoreHead and find_scales share",
     "egm.horizons.MatchingTime": "has no arguments",
     "egm.horizons.nats": "of a path and state that estimate checks: tests/egm/test_proposals.py",
     "egm.importance.reliability": "takes log-weights as snis does: tests/egm/test_reliability.py",
