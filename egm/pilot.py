@@ -470,6 +470,7 @@ def finest_length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarr
     """s = (D / E |grad E|^2)^(1/2), the largest twentieth left out; at most 1, the target's own width.
 
     Shorter where an untrained head does better with that: behind walls, where a noised state is far up.
+    Not asked for particles, angles and mixed states.
     """
     w = np.exp(log_shares - log_shares.max())
     picked = np.searchsorted(np.cumsum(w), (np.arange(num) + 0.5) / num * w.sum())
@@ -485,16 +486,8 @@ def finest_length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarr
         return 0.25
     kept = square[: max(1, int(0.95 * square.size))].mean()
     length = float(np.clip((_dimension(layout) / kept) ** 0.5, 1e-3, 1.0))
-    if layout.angles.any():
+    if layout.angles.any() or layout.particles is not None or layout.num_sites:
         return length
-    path = path_of(layout)
-    space = path.paths["x"] if isinstance(path, ProductPath) else path
-    found = scales.find_length(
-        jax.random.key(0),
-        lambda y, h: energy(layout.joined(y, h)),
-        jnp.asarray(vector)[None],
-        tokens,
-        length,
-        project=space.project,
-    )
+    states = jnp.asarray(vector)[None]
+    found = scales.find_length(jax.random.key(0), lambda y, h: energy(y), states, {}, length)
     return max(found.length, 1e-3)
