@@ -188,6 +188,7 @@ def test_a_lost_phase_of_the_ising_lattice():
     assert not found.converged and "lost modes" in evidence.message(found)
 
 
+@pytest.mark.slow
 def test_a_lost_half_of_a_mixed_state():
     """Tokens say which normal x comes from; the sampler knows only those with h_0 = 1."""
     energy = JointGaussianMixture(2, 1.5, 0.5)
@@ -382,6 +383,7 @@ def test_arguments(options, error, message):
         )
 
 
+@pytest.mark.slow
 def test_exchanges_recombine_many_wells():
     """Eight double wells, right ones .2 of the mass each: every population has all marginals, and log Z.
 

@@ -76,6 +76,7 @@ def test_resampled_states_have_the_targets_mean(sampler):
     assert abs(jnp.mean(x["rate"]) - rate) < 4 * math.sqrt(4 / 3 / 1500)
 
 
+@pytest.mark.slow
 def test_refined_states_need_no_weights(sampler):
     """A sampler of a wrong target, which the weights mend: its own samples are off, refined ones are not."""
     tilted = egm.Sampler(
@@ -133,6 +134,7 @@ def test_log_prob_is_normalised(sampler):
     assert abs(sampler.log_prob(x)[0] - wanted) < 4 * sampler.log_z_error
 
 
+@pytest.mark.slow
 def test_interrupted_it_returns_what_it_has():
     def stop(values):
         raise KeyboardInterrupt
@@ -201,6 +203,7 @@ def test_the_pilot_makes_the_target_standard():
     assert 0.7 < found.length_scale <= 1
 
 
+@pytest.mark.slow
 def test_axes_turn_only_towards_directions_that_stand_out():
     """Two far modes along (1, 1, 1, 1) of four coordinates, beside two coordinates of two wells each."""
 

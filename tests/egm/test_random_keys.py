@@ -201,7 +201,14 @@ CALLS = {
     ),
     "find_scales": lambda: (
         lambda key: egm.scales.find_scales(
-            key, lambda s: quadratic(s["x"]), {"x": (2,), "h": (3,)}, search_radius=2.0, vocab_size=2
+            key,
+            lambda s: quadratic(s["x"]),
+            {"x": (2,), "h": (3,)},
+            2.0,
+            vocab_size=2,
+            num_starts=4,
+            num_steps=20,
+            max_widenings=0,
         )
     ),
     "mixture.sample": lambda: lambda key: energies.GaussianMixture().sample(key, 5),

@@ -69,6 +69,7 @@ def test_the_weights_of_the_buffer_stay_proper(num_moves):
     assert np.all(np.abs(z) < 4), z
 
 
+@pytest.mark.slow
 def test_annealing_by_moves_alone():
     """From a narrow reference far to the left, with a bad sampler; the moments are the target's."""
     far = iteration.IterationConfig(

@@ -40,7 +40,7 @@ def guess(x, t):
 
 
 @pytest.mark.parametrize("threshold", [0.5, 1.0])
-@pytest.mark.parametrize("kind", ["diffusion", "flow", "tokens"])
+@pytest.mark.parametrize("kind", ["diffusion", pytest.param("flow", marks=pytest.mark.slow), "tokens"])
 def test_the_mean_weight_is_unbiased(kind, threshold):
     """Untrained networks, populations of 16: the mean of 1,000 within 4 standard errors of Z."""
     if kind == "tokens":

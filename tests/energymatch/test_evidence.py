@@ -140,6 +140,7 @@ def test_unbiased_however_bad_the_moves_in_components(step_size):
         assert abs(a.mean() - exact) < 4 * a.std() / math.sqrt(8000) < 0.05
 
 
+@pytest.mark.slow
 def test_a_lost_mode_is_in_the_error():
     """A prior about one of two modes loses the other: half of the mass, log Z low by log 2."""
     modes = Modes([0.5, 0.5], [[0.0, 0.0], [12.0, 12.0]], [0.5, 0.5])
