@@ -53,7 +53,7 @@ _NUM_LAST = 14_336
 """States that the figures at the end take: 2,048 to choose the steps, 8,192 forward, up to 4,096 backward."""
 _MOST_LAST = 0.2
 """Share of the time that is kept for them, at most."""
-_FOR_CURVES = 0.1
+_FOR_CURVES = 0.25
 """Share of the time after which no further map for curved coordinates is begun."""
 _MOST_BY_CHAINS = 60
 """Iterations after which chains that led nowhere (ESS below .02) are given up for annealing."""
