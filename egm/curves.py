@@ -32,13 +32,15 @@ def straightened(key: Key, energy: Energy, found: Found, seconds: float, say: Ca
 
     The chains go on, a map is learned from their states, the chains go on in its coordinates, where they
     mix better, and so forth. It is judged by chains that it has not seen, and taken where it is worth more
-    than chance, the target has become smoother, and E is finite where the map sends a normal.
+    than chance, the target has become smoother, and E is finite where the map sends a normal. Each move keeps
+    exp(-E) in the coordinates that it is made in; that these were learned from the same chains leaves a
+    bias of adaptation in their states, none in a sampler's own weights.
 
     Args:
       key: a typed key.
       energy: E on the layout's states.
       found: of `explore`.
-      seconds: after which no further map is begun.
+      seconds: after which no further map is begun, so that what is found depends on the machine.
       say: told what is being done.
 
     Returns:

@@ -2,22 +2,49 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, collectives
-from egm.typing import Array, Key, ModelFn
+from egm.typing import Array, Key, ModelFn, Time
 
 LARGEST_VOCABULARY = 2**31 - 3
 """The mask, and one number above it for what is no token, are int32 too."""
 
 
-def check_fields(vocab_size: int, power: float) -> None:
-    """Raises unless V is an int from 2 to the largest that int32 allows and the power is positive."""
-    if checks.positive_int(vocab_size, "vocab_size", minimum=2) > LARGEST_VOCABULARY:
-        raise ValueError(f"vocab_size must be at most {LARGEST_VOCABULARY}, got {vocab_size}")
-    checks.positive_float(power, "power")
+@dataclasses.dataclass(frozen=True)
+class Scheduled:
+    """V tokens, and kappa_t = t**power: the probability that a site shows its token of time 1."""
+
+    vocab_size: int
+    power: float = 1.0
+
+    def __post_init__(self):
+        if checks.positive_int(self.vocab_size, "vocab_size", minimum=2) > LARGEST_VOCABULARY:
+            raise ValueError(f"vocab_size must be at most {LARGEST_VOCABULARY}, got {self.vocab_size}")
+        checks.positive_float(self.power, "power")
+
+    @property
+    def t_min(self) -> float:
+        """Proposals are finite from the start."""
+        return 0.0
+
+    def times(self, num_steps: int) -> Array:
+        """[num_steps + 1] times between which kappa grows by equal steps."""
+        checks.positive_int(num_steps, "num_steps")
+        return jnp.linspace(0.0, 1.0, num_steps + 1) ** (1.0 / self.power)
+
+    def kappa(self, t: Time) -> Array:
+        """Probability that a site shows its token of time 1 at time t, before any uniform draw."""
+        t = jnp.asarray(t)
+        return t if self.power == 1 else t**self.power
+
+    def kappa_dot(self, t: Time) -> Array:
+        """Time derivative of `kappa`."""
+        return jnp.ones_like(t) if self.power == 1 else self.power * t ** (self.power - 1)
 
 
 def batch_shape(x: Array, name: str, largest: int, expected: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ __all__ = ["MaskedPath"]
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedPath:
+class MaskedPath(_tokens.Scheduled):
     """Tokens 0..V-1, mask token V; kappa_t = t**power, so kappa_0 = 0 and kappa_1 = 1.
 
     A state is [..., L] integers of any dtype, and int32 where it comes out of a method. The generator is
@@ -43,35 +43,10 @@ class MaskedPath:
       [-1.39]
     """
 
-    vocab_size: int
-    power: float = 1.0
-
-    def __post_init__(self):
-        _tokens.check_fields(self.vocab_size, self.power)
-
     @property
     def mask_token(self) -> int:
         """The token of a hidden site, V."""
         return self.vocab_size
-
-    @property
-    def t_min(self) -> float:
-        """Proposals are finite from the start."""
-        return 0.0
-
-    def times(self, num_steps: int) -> Array:
-        """[num_steps + 1] times that reveal the same expected number of sites in each step."""
-        checks.positive_int(num_steps, "num_steps")
-        return jnp.linspace(0.0, 1.0, num_steps + 1) ** (1.0 / self.power)
-
-    def kappa(self, t: Time) -> Array:
-        """Probability that a site is visible at time t."""
-        t = jnp.asarray(t)
-        return t if self.power == 1 else t**self.power
-
-    def kappa_dot(self, t: Time) -> Array:
-        """Time derivative of `kappa`."""
-        return jnp.ones_like(t) if self.power == 1 else self.power * t ** (self.power - 1)
 
     def batch_shape(self, x: Array, name: str = "x") -> tuple[int, ...]:
         """The batch axes of [..., L] tokens.

@@ -22,7 +22,7 @@ __all__ = ["UniformPath"]
 
 
 @dataclasses.dataclass(frozen=True)
-class UniformPath:
+class UniformPath(_tokens.Scheduled):
     """Tokens 0..V-1; kappa_t = t**power, so kappa_0 = 0 and kappa_1 = 1, as on the masked path.
 
     A state is [..., L] integers of any dtype, and int32 where it comes out of a method. No token says whether
@@ -33,31 +33,6 @@ class UniformPath:
       vocab_size: V, the number of tokens, at least 2.
       power: exponent of the schedule, positive.
     """
-
-    vocab_size: int
-    power: float = 1.0
-
-    def __post_init__(self):
-        _tokens.check_fields(self.vocab_size, self.power)
-
-    @property
-    def t_min(self) -> float:
-        """Proposals are finite from the start."""
-        return 0.0
-
-    def times(self, num_steps: int) -> Array:
-        """[num_steps + 1] times between which kappa grows by equal steps."""
-        checks.positive_int(num_steps, "num_steps")
-        return jnp.linspace(0.0, 1.0, num_steps + 1) ** (1.0 / self.power)
-
-    def kappa(self, t: Time) -> Array:
-        """Probability that a site has kept its token at time t."""
-        t = jnp.asarray(t)
-        return t if self.power == 1 else t**self.power
-
-    def kappa_dot(self, t: Time) -> Array:
-        """Time derivative of `kappa`."""
-        return jnp.ones_like(t) if self.power == 1 else self.power * t ** (self.power - 1)
 
     # States.
 

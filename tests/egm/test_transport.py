@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
 import egm
 from egm import pilot, spaces, transport
@@ -39,6 +40,13 @@ def test_the_inverse_has_the_gradient_of_the_inverse(x64):
     backward = jax.vmap(jax.jacrev(lambda a: found.invert(a[None])[0][0]))(x)
     product = jnp.einsum("nij,njk->nik", forward, backward)
     np.testing.assert_allclose(product, np.broadcast_to(np.eye(3), (5, 3, 3)), atol=1e-8)
+
+
+def test_lambert_w_against_scipy():
+    x = np.geomspace(1e-12, 1e37, 2000).astype(np.float32)
+    exact = scipy.special.lambertw(x.astype(np.float64)).real
+    np.testing.assert_allclose(transport._lambert_w(jnp.asarray(x)), exact, rtol=3e-6)
+    assert transport._lambert_w(jnp.zeros(())) == 0
 
 
 def test_every_coordinate_may_depend_on_every_other():
