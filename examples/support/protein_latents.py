@@ -11,17 +11,19 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from data.proteins import LENGTH, VOCAB
 from support import potentials
 from support.proteins import predict
 
+import egm
 from egm import training
 from energymatch import couplings, langevin, losses, matching, negatives, networks, posterior, schedules
 
 LATENTS, TAU_STAR, EPSILON_MAX, ZETA = 16, 0.9, 0.1, 0.01
 TIMES, WIDTHS = {"medium": 1.7, "hard": 1.3}, {"medium": 14.0, "hard": 11.0}
-NUM_SAMPLES, STEP_SIZE = 512, 0.01
+NUM_SAMPLES, STEP_SIZE = 512, 0.02
 KL_WEIGHT = 1.0
 
 
@@ -87,14 +89,22 @@ def fit_autoencoder(key, x, steps, kl_weight=KL_WEIGHT):
 @functools.partial(jax.jit, static_argnames=("warm_up", "steps"))
 def fit_potential(key, z, warm_up, steps):
     """Parameters of V on latents z [N, 16], and the mean metrics of the second phase."""
-    keys = jax.random.split(key, 3)
-    batch = 256
+    keys = jax.random.split(key, 4)
+    batch = 128
+
+    def pair(key):
+        k = jax.random.split(key, 3)
+        rows = z[jax.random.randint(k[0], (256,), 0, len(z))]
+        return couplings.exact_ot(k[1], jax.random.normal(k[2], rows.shape), rows)
+
+    # Coupled ahead: a coupling in each step would cost more than the rest of it.
+    x_0, x_1 = (a.reshape(-1, LATENTS) for a in jax.lax.map(pair, jax.random.split(keys[3], 32)))
 
     def draw(key):
-        k = jax.random.split(key, 4)
-        rows = lambda key: z[jax.random.randint(key, (batch,), 0, len(z))]
-        x_0, x_1 = couplings.exact_ot(k[0], jax.random.normal(k[1], (batch, LATENTS)), rows(k[2]))
-        return losses.Batch(x_0, x_1, rows(k[3]), jax.random.normal(k[3], (batch, LATENTS)))
+        k = jax.random.split(key, 3)
+        rows = jax.random.randint(k[0], (batch,), 0, len(x_0))
+        data = z[jax.random.randint(k[1], (batch,), 0, len(z))]
+        return losses.Batch(x_0[rows], x_1[rows], data, jax.random.normal(k[2], (batch, LATENTS)))
 
     apply = POTENTIAL.apply
     init, step = matching.make_warm_up(apply, potentials.optimizer(1e-3, warm_up))
@@ -111,19 +121,25 @@ def fit_potential(key, z, warm_up, steps):
     return matched.train.ema_params, metrics
 
 
-@functools.partial(jax.jit, static_argnames=("name", "num"))
-def sample(key, autoencoder, potential, regressor, name, width, num=NUM_SAMPLES):
-    """[num, 28] tokens of posterior samples towards a fitness of 1; `width` inf leaves the interaction out."""
+@functools.partial(jax.jit, static_argnames=("name", "num", "decoded"))
+def sample(key, autoencoder, potential, regressor, name, width, decoded=False, num=NUM_SAMPLES):
+    """([num, 28] tokens, latents) of posterior samples towards a fitness of 1.
+
+    The members repel each other with this width, as latents or as what is decoded of them.
+    """
     keys = jax.random.split(key, 3)
     v = functools.partial(POTENTIAL.apply, potential)
     ramp = functools.partial(schedules.temperature, tau_star=TAU_STAR, epsilon_max=EPSILON_MAX)
 
+    def sequence(z):
+        return jax.nn.softmax(decode(autoencoder, z))
+
     def fitness(z):
-        return predict(regressor, jax.nn.softmax(decode(autoencoder, z)))[:, None]
+        return predict(regressor, sequence(z))[:, None]
 
     energies = (
         posterior.gaussian_measurement(fitness, jnp.ones(1), ZETA),
-        posterior.QuadraticRepulsion(width, group_size=num),
+        posterior.QuadraticRepulsion(width, num, sequence if decoded else None),
     )
     steps = [round(t / STEP_SIZE) for t in (TAU_STAR, TIMES[name])]
     # Below tau* the temperature is 0 and energies do nothing.
@@ -136,3 +152,28 @@ def sample(key, autoencoder, potential, regressor, name, width, num=NUM_SAMPLES)
         energies=energies,
     ).x  # fmt: skip
     return jnp.argmax(decode(autoencoder, z), axis=-1), z
+
+
+def join(key, autoencoder, potential, regressor, beta, seconds, num=NUM_SAMPLES):
+    """([num, 28] tokens, figures) by `egm` from exp(-V/eps_max + beta fitness) of latents, weights exact.
+
+    The fitness is of the decoded probabilities; the draws are resampled by weight.
+    """
+
+    def energy(z):
+        fitness = predict(regressor, jax.nn.softmax(decode(autoencoder, z)))
+        return POTENTIAL.apply(potential, z) / EPSILON_MAX - beta * fitness
+
+    k_fit, k_draw, k_pick = jax.random.split(key, 3)
+    space = egm.spaces.Real(LATENTS)
+    sampler = egm.fit(k_fit, energy, space, batched=True, seconds=seconds, progress=False)
+    draw = sampler.sample(k_draw, num)
+    x = jnp.argmax(decode(autoencoder, draw.resample(k_pick)), axis=-1)
+    figures = {
+        "ess": sampler.ess,
+        "log_z": sampler.log_z,
+        "log_z_error": sampler.log_z_error,
+        "converged": sampler.converged,
+        "reason": sampler.reason,
+    }
+    return np.asarray(x), figures

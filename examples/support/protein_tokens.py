@@ -25,6 +25,8 @@ DIVERSITY = 5.5
 """Expected number of sites in which two sequences of p_data^gamma differ; it fixes gamma."""
 TILTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 """beta times the standard deviation of the predictor over the variants: one unit for all tasks."""
+TILT = 4.0
+"""The one that is proposed from."""
 NUM_DRAWN = 1024
 
 

@@ -68,7 +68,7 @@ MEMBERS, FEATURES, STEPS, BATCH = 4, 64, 300, 128
 
 @functools.partial(jax.jit, static_argnames=("steps",))
 def fit_ensemble(key, x, y, steps=STEPS):
-    """`MEMBERS` regressors [M, ...] of the same form, each on a bootstrap of the variants x [N, 28], y [N]."""
+    """`MEMBERS` regressors [M, ...] of the same form, each on a bootstrap of variants x [N, 28], y [N]."""
     center, spread = jnp.mean(y), jnp.std(y)
 
     def member(key):
@@ -123,17 +123,15 @@ def log_prob(log_site, x):
     return jnp.sum(jnp.take_along_axis(log_site[None], x[:, :, None], axis=2)[..., 0], axis=1)
 
 
-def best(judges, x, guard, num=NUM_PROPOSED):
-    """[num, 28] of the distinct sequences in x those that rank first.
+RANKINGS = ("by predictor", "by predictor and ensemble", "with log p_data")
+"""How the best are found: by the sum of the ranks by the first, the first two or all three judges."""
 
-    By the predictor alone, or with the guard by the sum of its rank, the ensemble's and log p_data's: what
-    pleases one of them only does not come first.
-    """
+
+def best(judges, x, ranking, num=NUM_PROPOSED):
+    """[num, 28] of the distinct sequences in x those that rank first: not what pleases one judge only."""
     x = np.unique(np.asarray(x), axis=0)
-    scores = judges.scores(x)
-    ranks = scores.argsort(1).argsort(1)
-    order = np.argsort(-(ranks.sum(0) if guard else scores[0]), kind="stable")
-    return x[order[:num]]
+    ranks = judges.scores(x).argsort(1).argsort(1)[: RANKINGS.index(ranking) + 1]
+    return x[np.argsort(-ranks.sum(0), kind="stable")[:num]]
 
 
 def measure(x, oracle, judges, seen):
