@@ -74,7 +74,7 @@ def _parts():
 
     def apply(params, x, t):
         # Not learned: what p_data^gamma says of each site.
-        return network.apply(params["network"], x, t) + jax.lax.stop_gradient(params["closed"])
+        return network.apply(params["network"], x, t) + jax.lax.stop_gradient(params["closed"])[None]
 
     algorithm = algorithms.Weighted(path, heads.DenoiserHead(path), apply)
     return _Parts(path, processes.AnyOrderProcess(path), algorithm, network)

@@ -48,7 +48,7 @@ def predict(regressor, x):
     num = x.shape[1] - WIDTH + 1
     windows = jnp.stack([x[:, k : k + num] for k in range(WIDTH)], axis=2)
     flat = regressor.table.reshape(WIDTH * VOCAB, -1)
-    features = jnp.max(windows.reshape(len(x), num, -1) @ flat, axis=1) + regressor.bias
+    features = jnp.max(windows.reshape(len(x), num, -1) @ flat, axis=1) + regressor.bias[None]
     return jax.nn.relu(features) @ regressor.weight + regressor.offset
 
 
