@@ -14,7 +14,7 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Affine2D
 from scipy.stats import spearmanr
 from support.protein_tokens import TILT
-from support.proteins import RANKINGS, best, measure, values
+from support.proteins import GUARDED, RANKINGS, best, measure, values
 from support.tables import table, with_error, write_results
 
 plt.switch_backend("Agg")  # no screen is needed
@@ -117,7 +117,7 @@ def figure(path, runs, results, picked, oracle):
         method = CHOSEN if CHOSEN in found else list(found)[0]
         histogram(row[0], name, task, method, picked, oracle)
         trade_off(row[1], name, results["tasks"][name]["mean"])
-        logos(row[2], task.x, picked[name, method, RANKINGS[1]])
+        logos(row[2], task.x, picked[name, method, GUARDED])
     fig.tight_layout()
     fig.savefig(path, dpi=80)
     plt.close(fig)
@@ -128,7 +128,7 @@ def histogram(axis, name, task, method, picked, oracle):
     axis.hist(task.y, bins, density=True, color="#999999", label=f"{len(task.y)} variants shown, measured")
     shown = {"tokens (egm)": (method, "tokens"), "latents (energymatch)": ("latents", "latents")}
     for label, (which, color) in shown.items():
-        fitness = values(oracle, picked[name, which, RANKINGS[1]])
+        fitness = values(oracle, picked[name, which, GUARDED])
         axis.hist(fitness, bins, density=True, histtype="step", lw=1.8, color=COLORS[color], label=label)
     for other, (fitness, _) in PUBLISHED[name].items():
         axis.axvline(fitness, color="k", ls="--", lw=1, label=f"{other}, median")
@@ -140,7 +140,7 @@ def histogram(axis, name, task, method, picked, oracle):
 
 
 def trade_off(axis, name, mean):
-    ranking = RANKINGS[1]
+    ranking = GUARDED
     rows = {r: f for r, f in mean.items() if r.startswith("tokens, tilt") and r.endswith(f", {ranking}")}
     curve = [(r.split()[2].rstrip(","), f) for r, f in rows.items()]
     x, y = [f["diversity"] for _, f in curve], [f["fitness"] for _, f in curve]

@@ -21,13 +21,13 @@ from egm import algorithms, heads, importance, iteration, networks, paths, proce
 
 PSEUDO = 0.5
 """Count that every residue has at every site beside the data's."""
-DIVERSITY = 5.5
+DIVERSITY = 6.25
 """Expected number of sites in which two sequences of p_data^gamma differ; it fixes gamma."""
 TILTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 """beta times the standard deviation of the predictor over the variants: one unit for all tasks."""
 TILT = 4.0
 """The one that is proposed from."""
-NUM_DRAWN = 1024
+NUM_DRAWN = 2048
 
 
 class Draw(NamedTuple):

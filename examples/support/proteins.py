@@ -123,15 +123,21 @@ def log_prob(log_site, x):
     return jnp.sum(jnp.take_along_axis(log_site[None], x[:, :, None], axis=2)[..., 0], axis=1)
 
 
-RANKINGS = ("by predictor", "by predictor and ensemble", "with log p_data")
-"""How the best are found: by the sum of the ranks by the first, the first two or all three judges."""
+RANKINGS = {
+    "by predictor": (1.0, 0.0, 0.0),
+    "by predictor and ensemble": (1.0, 1.0, 0.0),
+    "by all three": (1.0, 1.0, 0.5),
+}
+"""How the best are found: by a sum of their ranks by predictor, ensemble and log p_data, so weighted."""
+GUARDED = "by all three"
 
 
 def best(judges, x, ranking, num=NUM_PROPOSED):
     """[num, 28] of the distinct sequences in x those that rank first: not what pleases one judge only."""
     x = np.unique(np.asarray(x), axis=0)
-    ranks = judges.scores(x).argsort(1).argsort(1)[: RANKINGS.index(ranking) + 1]
-    return x[np.argsort(-ranks.sum(0), kind="stable")[:num]]
+    ranks = judges.scores(x).argsort(1).argsort(1)
+    total = np.asarray(RANKINGS[ranking]) @ ranks
+    return x[np.argsort(-total, kind="stable")[:num]]
 
 
 def measure(x, oracle, judges, seen):
