@@ -23,12 +23,12 @@ from energymatch import couplings, langevin, losses, matching, negatives, networ
 
 LATENTS, TAU_STAR, EPSILON_MAX, ZETA = 16, 0.9, 0.1, 0.01
 TIMES, WIDTHS = {"medium": 1.7, "hard": 1.3}, {"medium": 14.0, "hard": 11.0}
-DECODED_WIDTH = 1.5
+DECODED_WIDTH = 6.0
 """Of the interaction between decoded sequences; the published widths are of latents."""
 NONE = 1e6
 """A width at which the interaction does nothing."""
 NUM_SAMPLES, STEP_SIZE = 512, 0.02
-KL_WEIGHT = 2.0
+KL_WEIGHT = 3.0
 
 
 class Autoencoder(nn.Module):
