@@ -35,10 +35,10 @@ def run(key, name, task, regressor, join_seconds):
     ensemble = proteins.fit_ensemble(keys[0], x, y, steps=10 if QUICK.value else proteins.STEPS)
     judges = proteins.Judges(regressor, ensemble, log_site)
 
-    gamma = protein_tokens.sharpness(log_site)
+    gamma = protein_tokens.sharpness(log_site, protein_tokens.DIVERSITY[name])
     spread = float(np.std(proteins.values(regressor, task.x)))
     start = time.time()
-    few = {"tilts": (0.0, 4.0), "iterations": 1, "num": 256} if QUICK.value else {}
+    few = {"tilts": (0.0, protein_tokens.TILT[name]), "iterations": 1, "num": 256} if QUICK.value else {}
     draws = protein_tokens.sample(keys[1], regressor, log_site, gamma, spread, **few)
     tilts = few.get("tilts", protein_tokens.TILTS)
     found = {f"tokens, tilt {tilt:g}": draw.x for tilt, draw in zip(tilts, draws, strict=True)}
@@ -61,7 +61,7 @@ def run(key, name, task, regressor, join_seconds):
     joined = None
     if join_seconds:
         start = time.time()
-        beta = protein_tokens.TILT / spread
+        beta = protein_tokens.TILT[name] / spread
         drawn, joined = protein_latents.join(
             keys[5], autoencoder, potential, regressor, beta, join_seconds, num=steps[3]
         )

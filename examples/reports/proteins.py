@@ -23,7 +23,6 @@ PUBLISHED = {"medium": {"GGS": (0.617, 2.5)}, "hard": {}}
 """(median fitness, diversity) of published proposals, by the same oracle, from the authors' own files."""
 SHOWN = ("fitness", "diversity", "novelty", "predictor", "ensemble")
 COLORS = {"tokens": "#0b6e99", "latents": "#c2571a", "latents, interaction": "#7a3b8f"}
-CHOSEN = f"tokens, tilt {TILT:g}"
 
 
 def report(variants, oracle, runs, output_dir, settings):
@@ -113,8 +112,8 @@ def figure(path, runs, results, picked, oracle):
         len(names), 3, figsize=(14, 3.9 * len(names)), squeeze=False, width_ratios=(1, 1, 1.35)
     )
     for row, name in zip(axes, names, strict=True):
-        task, found = next((r[2], r[3]) for r in runs if r[0] == name)
-        method = CHOSEN if CHOSEN in found else list(found)[0]
+        task = next(r[2] for r in runs if r[0] == name)
+        method = f"tokens, tilt {TILT[name]:g}"
         histogram(row[0], name, task, method, picked, oracle)
         trade_off(row[1], name, results["tasks"][name]["mean"])
         logos(row[2], task.x, picked[name, method, GUARDED])

@@ -21,11 +21,11 @@ from egm import algorithms, heads, importance, iteration, networks, paths, proce
 
 PSEUDO = 0.5
 """Count that every residue has at every site beside the data's."""
-DIVERSITY = 6.25
+DIVERSITY = {"medium": 6.25, "hard": 5.0}
 """Expected number of sites in which two sequences of p_data^gamma differ; it fixes gamma."""
 TILTS = (0.0, 1.0, 2.0, 4.0, 8.0)
 """beta times the standard deviation of the predictor over the variants: one unit for all tasks."""
-TILT = 4.0
+TILT = {"medium": 4.0, "hard": 1.0}
 """The one that is proposed from."""
 NUM_DRAWN = 2048
 
@@ -44,7 +44,7 @@ def fit_sites(x):
     return jnp.asarray(np.log(counts / counts.sum(1, keepdims=True)), jnp.float32)
 
 
-def sharpness(log_site, diversity=DIVERSITY):
+def sharpness(log_site, diversity):
     """gamma at which two sequences of p^gamma differ in so many sites, by bisection."""
 
     def differ(gamma):
