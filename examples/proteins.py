@@ -48,13 +48,13 @@ def run(key, name, task, regressor, join_seconds):
     autoencoder, z, history = protein_latents.fit_autoencoder(keys[2], x, steps[0])
     potential, metrics = protein_latents.fit_potential(keys[3], z, *steps[1:3])
     interactions = {
-        "latents": (protein_latents.NONE, False),
-        "latents, published interaction": (protein_latents.WIDTHS[name], False),
-        "latents, interaction": (protein_latents.DECODED_WIDTH, True),
+        "latents": (np.inf, np.inf),
+        "latents, published interaction": (protein_latents.WIDTHS[name], np.inf),
+        "latents, interaction": (np.inf, protein_latents.DECODED_WIDTH),
     }
-    for label, (width, decoded) in interactions.items():
+    for label, widths in interactions.items():
         drawn, _ = protein_latents.sample(
-            keys[4], autoencoder, potential, regressor, name, width, decoded, num=steps[3]
+            keys[4], autoencoder, potential, regressor, name, widths, num=steps[3]
         )
         found[label] = np.asarray(drawn)
     seconds["latents"] = time.time() - start

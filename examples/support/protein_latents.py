@@ -25,8 +25,6 @@ LATENTS, TAU_STAR, EPSILON_MAX, ZETA = 16, 0.9, 0.1, 0.01
 TIMES, WIDTHS = {"medium": 1.7, "hard": 1.3}, {"medium": 14.0, "hard": 11.0}
 DECODED_WIDTH = 6.0
 """Of the interaction between decoded sequences; the published widths are of latents."""
-NONE = 1e6
-"""A width at which the interaction does nothing."""
 NUM_SAMPLES, STEP_SIZE = 512, 0.02
 KL_WEIGHT = 3.0
 
@@ -125,11 +123,12 @@ def fit_potential(key, z, warm_up, steps):
     return matched.train.ema_params, metrics
 
 
-@functools.partial(jax.jit, static_argnames=("name", "num", "decoded"))
-def sample(key, autoencoder, potential, regressor, name, width, decoded=False, num=NUM_SAMPLES):
+@functools.partial(jax.jit, static_argnames=("name", "num"))
+def sample(key, autoencoder, potential, regressor, name, widths, num=NUM_SAMPLES):
     """([num, 28] tokens, latents) of posterior samples towards a fitness of 1.
 
-    The members repel each other with this width, as latents or as what is decoded of them.
+    The members repel each other as latents and as what is decoded of them, with these two widths; inf for
+    not at all.
     """
     keys = jax.random.split(key, 3)
     v = functools.partial(POTENTIAL.apply, potential)
@@ -141,9 +140,12 @@ def sample(key, autoencoder, potential, regressor, name, width, decoded=False, n
     def fitness(z):
         return predict(regressor, sequence(z))[:, None]
 
+    def features(z):
+        return jnp.concatenate([z / widths[0], sequence(z).reshape(num, -1) / widths[1]], axis=1)
+
     energies = (
         posterior.gaussian_measurement(fitness, jnp.ones(1), ZETA),
-        posterior.QuadraticRepulsion(width, num, sequence if decoded else None),
+        posterior.QuadraticRepulsion(1.0, num, features),
     )
     steps = [round(t / STEP_SIZE) for t in (TAU_STAR, TIMES[name])]
     # Below tau* the temperature is 0 and energies do nothing.
