@@ -145,7 +145,7 @@ def test_the_example_runs_on_a_made_up_problem(folder, tmp_path):
         "MPLBACKEND": "Agg",
         "XLA_FLAGS": "--xla_backend_optimization_level=0",
     }
-    subprocess.run(command, check=True, env=environment, timeout=300)
+    subprocess.run(command, check=True, env=environment, timeout=600)
     results = json.loads((tmp_path / "results.json").read_text())
     assert (tmp_path / "proteins.png").stat().st_size > 10_000
     hard = results["tasks"]["hard"]
