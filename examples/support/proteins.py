@@ -52,10 +52,16 @@ def predict(regressor, x):
     return jax.nn.relu(features) @ regressor.weight + regressor.offset
 
 
-def values(regressor, x, batch=2048):
+def values(regressor, x):
     """[N] NumPy fitness of any number of sequences."""
-    parts = [np.asarray(_predict(regressor, x[i : i + batch])) for i in range(0, len(x), batch)]
-    return np.concatenate(parts)
+    return _in_chunks(lambda part: _predict(regressor, part), x)
+
+
+def _in_chunks(function, x, size=512):
+    """[..., N] of `function` on tokens [N, L], always as many at a time, so that it is compiled once."""
+    filled = np.concatenate([x, np.zeros((-len(x) % size, x.shape[1]), x.dtype)])
+    parts = [np.asarray(function(part)) for part in np.split(filled, len(filled) // size)]
+    return np.concatenate(parts, axis=-1)[..., : len(x)]
 
 
 _predict = jax.jit(predict)
@@ -108,8 +114,7 @@ class Judges(NamedTuple):
 
     def scores(self, x):
         """[3, N] of tokens [N, 28]: predictor, mean of the ensemble, log p_data."""
-        parts = [np.asarray(_scores(self, x[i : i + 2048])) for i in range(0, len(x), 2048)]
-        return np.concatenate(parts, axis=1)
+        return _in_chunks(lambda part: _scores(self, part), x)
 
 
 @jax.jit
