@@ -135,28 +135,43 @@ def histogram(axis, name, task, method, picked, oracle):
     axis.set_xlabel("fitness by the oracle (of the largest measured)")
     axis.set_ylabel("density")
     axis.set_title(f"{name}: variants and 128 proposals", fontsize=11)
-    axis.legend(fontsize=8, frameon=False)
+    axis.legend(fontsize=8, loc="upper right", framealpha=0.9)
 
 
 def trade_off(axis, name, mean):
-    ranking = GUARDED
-    rows = {r: f for r, f in mean.items() if r.startswith("tokens, tilt") and r.endswith(f", {ranking}")}
-    curve = [(r.split()[2].rstrip(","), f) for r, f in rows.items()]
-    x, y = [f["diversity"] for _, f in curve], [f["fitness"] for _, f in curve]
-    axis.plot(x, y, "o-", color=COLORS["tokens"], label="tokens, by tilt")
-    for (tilt, _), a, b in zip(curve, x, y, strict=True):
-        axis.annotate(tilt, (a, b), (4, 5), textcoords="offset points", fontsize=8, color=COLORS["tokens"])
-    for method, marker in (("latents", "s"), ("latents, interaction", "D"), ("latents by egm", "^")):
-        row = mean.get(f"{method}, {ranking}")
-        if row:
-            color = COLORS.get(method, "#444444")
-            axis.plot(row["diversity"], row["fitness"], marker, color=color, ms=8, label=method)
+    """Each method as drawn (open, dashed) and the best 128 of it (full), the tokens by tilt."""
+    for ranking, style, fill in (("all", "--", "white"), (GUARDED, "-", None)):
+        told = "as drawn" if ranking == "all" else "best 128"
+        rows = {r: f for r, f in mean.items() if r.startswith("tokens, tilt") and r.endswith(f", {ranking}")}
+        points = [(f["diversity"], f["fitness"]) for f in rows.values()]
+        color = COLORS["tokens"]
+        axis.plot(
+            *zip(*points, strict=True), f"o{style}", color=color, mfc=fill or color, label=f"tokens, {told}"
+        )
+        for row, point in zip(rows, points, strict=True):
+            axis.annotate(
+                row.split()[2].rstrip(","),
+                point,
+                (5, -9),
+                textcoords="offset points",
+                fontsize=8,
+                color=color,
+            )
+        for method, marker in (("latents", "s"), ("latents, interaction", "D"), ("latents by egm", "^")):
+            row = mean.get(f"{method}, {ranking}")
+            if row:
+                color = COLORS.get(method, "#444444")
+                axis.plot(
+                    row["diversity"], row["fitness"], marker, color=color, mfc=fill or color, ms=7,
+                    label=method if fill is None else None,
+                )  # fmt: skip
     for other, (fitness, diversity) in PUBLISHED[name].items():
         axis.plot(diversity, fitness, "k*", ms=11, label=other)
+    axis.margins(0.12)
     axis.set_xlabel("diversity (mean edit distance of two proposals)")
     axis.set_ylabel("median fitness by the oracle")
-    axis.set_title("fitness against diversity", fontsize=11)
-    axis.legend(fontsize=8, frameon=False)
+    axis.set_title("fitness against diversity (numbers: tilt)", fontsize=11)
+    axis.legend(fontsize=8, framealpha=0.9)
     axis.grid(alpha=0.25)
 
 
