@@ -131,7 +131,7 @@ def log_prob(log_site, x):
 RANKINGS = {
     "by predictor": (1.0, 0.0, 0.0),
     "by predictor and ensemble": (1.0, 1.0, 0.0),
-    "by all three": (1.0, 1.0, 0.5),
+    "by all three": (1.0, 1.0, 1 / 3),
 }
 """How the best are found: by a sum of their ranks by predictor, ensemble and log p_data, so weighted."""
 GUARDED = "by all three"
