@@ -23,6 +23,7 @@ import optax
 from egm import (
     _questions,
     algorithms,
+    batching,
     buffer,
     checks,
     curves,
@@ -35,8 +36,7 @@ from egm import (
     random,
 )
 from egm.annealing import Item
-from egm.batching import batched_energy
-from egm.sampler import Design, Sampler, check_network, parts_of
+from egm.sampler import Design, Sampler, check_network, num_reveals, parts_of, summarize
 from egm.spaces import Layout, of
 from egm.typing import Array, Energy, Key, Moments, PyTree
 
@@ -57,10 +57,10 @@ _FOR_CURVES = 0.25
 """Share of the time after which no further map for curved coordinates is begun."""
 _MOST_BY_CHAINS = 60
 """Iterations after which chains that led nowhere (ESS below .02) are given up for annealing."""
+_WORTH_A_STEP = 0.1
+"""Share of the sites of the last colour from which an order reveals it at once."""
 _ROUNDS = 4
 """Of moves of the chains' states between iterations."""
-_MOST_CONDITIONALS = 4096
-"""L V up to which single-site conditionals are made by evaluating the energy."""
 
 
 def fit(
@@ -136,13 +136,16 @@ def fit(
 
     canonical = layout.energy(function)
     _questions.check_finite(k_check, canonical, layout)
+    canonical = batching.with_pairs(canonical, layout)
     _questions.check_proper(k_check, canonical, layout, 1e5, 1e7, 1e3)
     found = pilot.explore(k_pilot, canonical, layout, say=say.phase)
     spread = max(1.0, float(np.std(found.energies[np.isfinite(found.log_shares)])))
     _questions.check_proper(k_check, found.coordinates.energy(canonical), layout, 300.0, 3000.0, spread)
     found = curves.straightened(k_curve, canonical, found, _FOR_CURVES * seconds, say.phase)
-    moved = _with_conditionals(found.coordinates.energy(canonical), layout)
+    energy_there = found.coordinates.energy(canonical)
+    moved = batching.with_conditionals(energy_there, layout)
     design = _design(k_check, found, moved, layout)
+    design = dataclasses.replace(design, pairs=isinstance(canonical, energies.WithPairs))
     parts = parts_of(design, moved, network)
     training = _Training(design, parts, moved, found, optimizer)
     state = training.start(parts.init(k_params))
@@ -152,7 +155,7 @@ def fit(
     params = jax.device_get(state.train.ema_params)
     sampler = Sampler(
         function, design, found.coordinates, jax.device_get(state.moments), params, network=network,
-        history=history,
+        history=history, canonical=energy_there,
     )  # fmt: skip
     return _finished(k_final, sampler, found, float(state.level), stopped, budget, say)
 
@@ -166,15 +169,7 @@ def _target(energy, log_density, space, batched) -> tuple[Callable[[PyTree], Arr
         energy = lambda x: -given(x)
     checks.function(energy, "energy")
     layout = Layout(of(energy) if space is None else space)
-    return batched_energy(energy, layout, batched), layout
-
-
-def _with_conditionals(energy: Energy, layout: Layout) -> Energy:
-    """The energy with single-site conditionals where they are affordable."""
-    count = layout.num_sites * layout.vocab_size
-    if not count or hasattr(energy, "single_site_conditionals") or count > _MOST_CONDITIONALS:
-        return energy
-    return energies.WithConditionals(energy, layout.vocab_size, "h" if layout.num_coordinates else None)
+    return batching.batched_energy(energy, layout, batched), layout
 
 
 def _design(key: Key, found: pilot.Found, energy: Energy, layout: Layout) -> Design:
@@ -183,11 +178,24 @@ def _design(key: Key, found: pilot.Found, energy: Energy, layout: Layout) -> Des
     width = 128 if size <= 16 else 192 if size <= 64 else 256
     if layout.particles is not None:
         width = 64
-    times = 100 if layout.num_coordinates else layout.num_sites
+    colours = _colours(energy, layout)
+    times = 100 if layout.num_coordinates else num_reveals(layout, colours)
     shifts = _questions.shift_invariant(random.derive(key, "shifts"), found, energy, layout)
     free = layout.particles is None and not layout.angles.any()
     flip = layout.vocab_size == 2 and free and _questions.flips(key, found, energy, layout)
-    return Design(layout, found.length_scale, 1.0, width=width, num_times=times, flip=flip, shifts=shifts)
+    return Design(
+        layout, found.length_scale, 1.0, width=width, num_times=times, flip=flip, shifts=shifts,
+        colours=colours,
+    )  # fmt: skip
+
+
+def _colours(energy: Energy, layout: Layout) -> tuple[int, ...]:
+    """Colours of tokens alone whose conditionals are known; () where a step of the last one saves little."""
+    if layout.num_coordinates or not hasattr(energy, "revealed_conditionals"):
+        return ()
+    colours = tuple(getattr(energy, "colouring", ()))
+    enough = len(set(colours)) > 1 and np.bincount(colours).max() >= _WORTH_A_STEP * len(colours)
+    return colours if enough else ()
 
 
 @dataclasses.dataclass
@@ -435,7 +443,7 @@ def _finished(key, sampler, found, level, stopped, budget, say) -> Sampler:
         sampler._run(k, sampler.params, sampler.moments, 2048, num_times) for k in random.split(k_draw, 4)
     ]
     log_weights = jnp.concatenate([w for _, w in drawn])
-    summary = jax.device_get(metrics.summarize(log_weights))
+    summary = jax.device_get(summarize(log_weights))
     both = jax.device_get(_both_sides(k_back, sampler, found, log_weights, num_times))
     sampler.evidence = both
     reached = level >= 1 - 1e-6
@@ -469,7 +477,7 @@ def _steps(key, sampler, budget) -> int:
         if best > 0 and budget.left < -0.2 * budget.seconds:
             break
         _, log_weights = sampler._run(key, sampler.params, sampler.moments, 2048, num_times)
-        ess = float(metrics.summarize(log_weights).ess)
+        ess = float(summarize(log_weights).ess)
         if ess > best * 1.1:
             best, chosen = ess, num_times
         else:
@@ -494,4 +502,4 @@ def _both_sides(key, sampler, found, log_weights, num_times) -> evidence.Evidenc
         return evidence.from_states(key, energy, process, generator, states, times, moments)
 
     reverse = backward(key, sampler.params, sampler.moments, states)
-    return evidence.two_sided(log_weights, reverse, jnp.asarray(found.log_z, float))
+    return jax.jit(evidence.two_sided)(log_weights, reverse, jnp.asarray(found.log_z, float))

@@ -21,7 +21,7 @@ from egm import evidence, random, scales
 from egm import transport as transports
 from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath, WrappedPath
 from egm.spaces import Layout
-from egm.typing import Array, Energy, Key, Moments, State
+from egm.typing import TOKEN_OFFERS, Array, Energy, Key, Moments, State
 
 __all__ = ["Coordinates", "Found", "explore", "finest_length", "may_be_turned", "path_of"]
 
@@ -103,9 +103,8 @@ class _Moved:
 
     def __getattr__(self, name: str):
         tokens_alone = not self.coordinates.layout.num_coordinates
-        if name in ("single_site_conditionals", "conditional_evaluations", "masked_conditionals"):
-            if tokens_alone:
-                return getattr(self.function, name)
+        if name in TOKEN_OFFERS and tokens_alone:
+            return getattr(self.function, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
@@ -162,7 +161,7 @@ def explore(
     identity = _identity(layout)
     if not layout.num_coordinates:
         say("tempered chains")
-        rounds = max(1, min(10, 640 // layout.num_sites))
+        rounds = 10 if hasattr(energy, "colouring") else max(1, min(10, 640 // layout.num_sites))
         path, event = path_of(layout), layout.event_shape
         chains = _chains(k_chains, energy, path, event, None, 2 * num_groups, num_chains, rounds)
         return _found(identity, energy, [(chains, identity)], 1.0, 0, True)

@@ -65,8 +65,9 @@ def tempered_chains(
     levels of which each keeps an ESS of `ess_target`. A level is resampling and `num_moves` rounds of
     Metropolis-adjusted moves: Langevin at a random step size (a random walk without `gradient`),
     differences of other chains, exchanges of coordinates between two chains, and for tokens L proposals
-    of one site. Populations are independent of each other and of the sampler, and use nothing that it has
-    learned. Tokens alone have one width.
+    of one site, or all of a colour at once where the energy offers `colouring` and cheap conditionals.
+    Populations are independent of each other and of the sampler, and use nothing that it has learned.
+    Tokens alone have one width.
 
     Args:
       key: a typed key.
