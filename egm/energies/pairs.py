@@ -26,7 +26,7 @@ __all__ = ["WithPairs", "pair_terms"]
 _MOST = 2**20
 """Evaluations of the energy that finding its terms may take."""
 _CHUNK = 4096
-_NUM_TRIED = 256
+_NUM_TRIED, _NUM_TRIPLES = 256, 32
 _ROUNDING = 32 * float(np.finfo(np.float32).eps)
 """Of the largest energy: mixed differences below it are rounding."""
 _LARGEST_ROUNDING = 0.05
@@ -196,6 +196,8 @@ def pair_terms(
     key = jax.random.key(0) if key is None else checks.one_key(key)
     if sites * (sites - 1) // 2 * (values - 1) ** 2 + sites * values > _MOST:
         return None
+    if not _no_triples(random.derive(key, "triples"), energy, sites, values):
+        return None
     biases, tables, largest = _differences(energy, sites, values)
     known = np.all(np.isfinite(biases)) and np.all(np.isfinite(tables))
     if not known or _ROUNDING * largest > _LARGEST_ROUNDING:
@@ -210,6 +212,26 @@ def pair_terms(
     error = np.sqrt(np.mean((left - left[0]) ** 2))
     allowed = _TOLERANCE * np.sqrt(sites) + _ROUNDING * np.abs(given).max()
     return (biases, tables) if error <= allowed else None
+
+
+def _no_triples(key: Key, energy: Energy, sites: int, values: int) -> bool:
+    """Whether mixed differences over three random groups of sites vanish: soon known where they do not."""
+    k_group, k_first, k_second = jax.random.split(key, 3)
+    shape = (_NUM_TRIPLES, 1, sites)
+    group = np.asarray(jax.random.randint(k_group, shape, 0, 3))
+    first, second = (np.asarray(jax.random.randint(k, shape, 0, values)) for k in (k_first, k_second))
+    moved = np.array(
+        list(itertools.product((0, 1), repeat=3))
+    )  # which of the groups hold the second's tokens
+    chosen = np.take_along_axis(
+        np.broadcast_to(moved[None], (_NUM_TRIPLES, 8, 3)), group.repeat(8, 1), axis=2
+    )
+    x = np.where(chosen, second, first).reshape(-1, sites)
+    e = np.asarray(energy(jnp.asarray(x, jnp.int32)), np.float64).reshape(_NUM_TRIPLES, 8)
+    with np.errstate(invalid="ignore"):
+        difference = e @ (-1.0) ** moved.sum(axis=1)
+    allowed = _TOLERANCE * sites**0.5 + 2 * _ROUNDING * np.abs(e).max()
+    return bool(np.all(np.abs(difference) <= allowed))
 
 
 def _differences(energy: Energy, sites: int, values: int) -> tuple[np.ndarray, np.ndarray, float]:

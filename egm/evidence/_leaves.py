@@ -99,8 +99,10 @@ class MixturePart(NamedTuple):
         return np.zeros(self.shape[-1], bool)
 
     def draw(self, key, num):
-        """Of each component as many as can be."""
-        order = jax.random.permutation(random.derive(key, "order"), num) % self.means.shape[0]
+        """Of each component as many as can be, which of them have one more is random."""
+        k_order, k_first = jax.random.split(random.derive(key, "order"))
+        count = self.means.shape[0]
+        order = (jax.random.permutation(k_order, num) + jax.random.randint(k_first, (), 0, count)) % count
         noise = jax.random.normal(key, (num, *self.shape))
         return self.means[order] + self.width * jnp.einsum("nij,nj->ni", self.roots[order], noise)
 
