@@ -59,6 +59,8 @@ _MOST_BY_CHAINS = 60
 """Iterations after which chains that led nowhere (ESS below .02) are given up for annealing."""
 _WORTH_A_STEP = 0.1
 """Share of the sites of the last colour from which an order reveals it at once."""
+_CALLS = 40_000
+"""Network calls of an iteration's simulation of tokens, about those of its training."""
 _ROUNDS = 4
 """Of moves of the chains' states between iterations."""
 
@@ -204,6 +206,19 @@ class _Budget:
     seconds: float
     iterations: int | None
     ess_target: float
+    seconds_a_state: float = 0.0
+    """What it takes to simulate a state, by the training's clock; 0 where it is not known."""
+
+    @property
+    def last(self) -> float:
+        """Seconds that the states of the figures at the end take, or may take."""
+        return min(self.seconds_a_state * _NUM_LAST, _MOST_LAST * self.seconds)
+
+    @property
+    def share_of_last(self) -> float:
+        """How many of these states there is time for, as a share."""
+        room = max(self.left, _MOST_LAST * self.seconds)
+        return min(1.0, room / max(self.seconds_a_state * _NUM_LAST, 1e-9))
 
     @property
     def left(self) -> float:
@@ -242,6 +257,9 @@ class _Training:
         batch = 512 if size <= 64 else 256
         if layout.particles is not None or (layout.num_sites and not layout.num_coordinates):
             self._num, batch = 512, 128
+        if layout.num_sites and not layout.num_coordinates:
+            # Where there are many steps, simulating takes no longer than training.
+            self._num = int(np.clip(64 * (_CALLS // (64 * design.num_times)), 128, 512))
         self._capacity = pilot_size + 4 * self._num
         config = iteration.IterationConfig(
             num_simulated=self._num,
@@ -361,6 +379,8 @@ class _Rule:
         now = time.time()
         if self.count > 0:
             self._seconds_each = max(self._seconds_each * 0.5, now - self._ends)
+            # About half of an iteration is the simulation of its states.
+            self._budget.seconds_a_state = 0.5 * self._seconds_each / self._num
         self._ends = now
         self.count += 1
         full = values["level"] >= 1
@@ -399,9 +419,8 @@ class _Rule:
 
     @property
     def _left(self) -> float:
-        """Seconds left for training; about half of an iteration is the simulation of its states."""
-        last = 0.5 * self._seconds_each * _NUM_LAST / self._num
-        return self._budget.left - min(last, _MOST_LAST * self._budget.seconds)
+        """Seconds left for training."""
+        return self._budget.left - self._budget.last
 
     def _done_climbing(self, left: float, most: int | None) -> bool:
         recent = self._smoothed()
@@ -439,12 +458,14 @@ def _finished(key, sampler, found, level, stopped, budget, say) -> Sampler:
         sampler.design = dataclasses.replace(sampler.design, num_times=_steps(k_steps, sampler, budget))
     say.phase("evidence from both sides")
     num_times = sampler.design.num_times
+    chunks = max(1, round(4 * budget.share_of_last))
     drawn = [
-        sampler._run(k, sampler.params, sampler.moments, 2048, num_times) for k in random.split(k_draw, 4)
+        sampler._run(k, sampler.params, sampler.moments, 2048, num_times)
+        for k in random.split(k_draw, 4)[:chunks]
     ]
     log_weights = jnp.concatenate([w for _, w in drawn])
     summary = jax.device_get(summarize(log_weights))
-    both = jax.device_get(_both_sides(k_back, sampler, found, log_weights, num_times))
+    both = jax.device_get(_both_sides(k_back, sampler, found, log_weights, num_times, 1024 * chunks))
     sampler.evidence = both
     reached = level >= 1 - 1e-6
     error = float(both.error) if reached else np.inf
@@ -487,10 +508,10 @@ def _steps(key, sampler, budget) -> int:
     return chosen
 
 
-def _both_sides(key, sampler, found, log_weights, num_times) -> evidence.Evidence:
-    """The sampler's weights against the chains' states, taken backward."""
+def _both_sides(key, sampler, found, log_weights, num_times, most) -> evidence.Evidence:
+    """The sampler's weights against about `most` of the chains' states, taken backward."""
     per = len(found.log_shares) // found.log_z.size
-    keep = min(per, max(32, 4096 // found.log_z.size))
+    keep = min(per, max(32, most // found.log_z.size))
     pick = np.concatenate([np.arange(keep) + i * per for i in range(found.log_z.size)])
     states = jax.tree.map(lambda a: jnp.asarray(a[pick]), found.states)
 
