@@ -1,4 +1,4 @@
-"""A user's energy as a function of a batch of states, whether it was written for one state or for many."""
+"""A user's energy as the library takes it: of a batch of states, with conditionals of its tokens."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks
+from egm import checks, energies
 from egm.spaces import Layout
-from egm.typing import Array, PyTree
+from egm.typing import Array, Energy, PyTree
 
-__all__ = ["batched_energy"]
+__all__ = ["batched_energy", "with_conditionals", "with_pairs"]
 
 _NUM_TRIED = 7
+_MOST_CONDITIONALS = 4096
+"""L V up to which single-site conditionals are made by evaluating the energy."""
+_MOST_PAIRS = 2048
+"""L V up to which the pair terms of an energy are looked for: a table of the square of it is kept."""
 
 
 def batched_energy(
@@ -54,6 +58,32 @@ def batched_energy(
         f"energy must return one number a state: [N] for a batch of N states, or () for one state of "
         f"{layout.spaces!r:.120}; it gave {what}, and {one}"
     )
+
+
+def with_pairs(energy: Energy, layout: Layout) -> Energy:
+    """An energy of tokens alone with its pair terms, where it is made of them and says nothing of itself.
+
+    Args:
+      energy: E on the layout's states.
+      layout: of the states.
+
+    Returns:
+      `egm.energies.WithPairs`, or the energy as it was.
+    """
+    sizes = layout.vocab_sizes
+    alone = sizes.size > 1 and not layout.num_coordinates and sizes.min() == sizes.max()
+    if not alone or hasattr(energy, "single_site_conditionals") or sizes.sum() > _MOST_PAIRS:
+        return energy
+    found = energies.pair_terms(energy, layout.num_sites, layout.vocab_size)
+    return energy if found is None else energies.WithPairs(energy, *found)
+
+
+def with_conditionals(energy: Energy, layout: Layout) -> Energy:
+    """The energy with single-site conditionals, by evaluating it, where they are affordable."""
+    count = layout.num_sites * layout.vocab_size
+    if not count or hasattr(energy, "single_site_conditionals") or count > _MOST_CONDITIONALS:
+        return energy
+    return energies.WithConditionals(energy, layout.vocab_size, "h" if layout.num_coordinates else None)
 
 
 def _states(layout: Layout, seed: int) -> PyTree:

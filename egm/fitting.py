@@ -23,6 +23,7 @@ import optax
 from egm import (
     _questions,
     algorithms,
+    batching,
     buffer,
     checks,
     curves,
@@ -35,8 +36,7 @@ from egm import (
     random,
 )
 from egm.annealing import Item
-from egm.batching import batched_energy
-from egm.sampler import Design, Sampler, check_network, parts_of
+from egm.sampler import Design, Sampler, check_network, num_reveals, parts_of, summarize
 from egm.spaces import Layout, of
 from egm.typing import Array, Energy, Key, Moments, PyTree
 
@@ -57,10 +57,12 @@ _FOR_CURVES = 0.25
 """Share of the time after which no further map for curved coordinates is begun."""
 _MOST_BY_CHAINS = 60
 """Iterations after which chains that led nowhere (ESS below .02) are given up for annealing."""
+_WORTH_A_STEP = 0.1
+"""Share of the sites of the last colour from which an order reveals it at once."""
+_CALLS = 40_000
+"""Network calls of an iteration's simulation of tokens, about those of its training."""
 _ROUNDS = 4
 """Of moves of the chains' states between iterations."""
-_MOST_CONDITIONALS = 4096
-"""L V up to which single-site conditionals are made by evaluating the energy."""
 
 
 def fit(
@@ -136,13 +138,16 @@ def fit(
 
     canonical = layout.energy(function)
     _questions.check_finite(k_check, canonical, layout)
+    canonical = batching.with_pairs(canonical, layout)
     _questions.check_proper(k_check, canonical, layout, 1e5, 1e7, 1e3)
     found = pilot.explore(k_pilot, canonical, layout, say=say.phase)
     spread = max(1.0, float(np.std(found.energies[np.isfinite(found.log_shares)])))
     _questions.check_proper(k_check, found.coordinates.energy(canonical), layout, 300.0, 3000.0, spread)
     found = curves.straightened(k_curve, canonical, found, _FOR_CURVES * seconds, say.phase)
-    moved = _with_conditionals(found.coordinates.energy(canonical), layout)
+    energy_there = found.coordinates.energy(canonical)
+    moved = batching.with_conditionals(energy_there, layout)
     design = _design(k_check, found, moved, layout)
+    design = dataclasses.replace(design, pairs=isinstance(canonical, energies.WithPairs))
     parts = parts_of(design, moved, network)
     training = _Training(design, parts, moved, found, optimizer)
     state = training.start(parts.init(k_params))
@@ -152,7 +157,7 @@ def fit(
     params = jax.device_get(state.train.ema_params)
     sampler = Sampler(
         function, design, found.coordinates, jax.device_get(state.moments), params, network=network,
-        history=history,
+        history=history, canonical=energy_there,
     )  # fmt: skip
     return _finished(k_final, sampler, found, float(state.level), stopped, budget, say)
 
@@ -166,15 +171,7 @@ def _target(energy, log_density, space, batched) -> tuple[Callable[[PyTree], Arr
         energy = lambda x: -given(x)
     checks.function(energy, "energy")
     layout = Layout(of(energy) if space is None else space)
-    return batched_energy(energy, layout, batched), layout
-
-
-def _with_conditionals(energy: Energy, layout: Layout) -> Energy:
-    """The energy with single-site conditionals where they are affordable."""
-    count = layout.num_sites * layout.vocab_size
-    if not count or hasattr(energy, "single_site_conditionals") or count > _MOST_CONDITIONALS:
-        return energy
-    return energies.WithConditionals(energy, layout.vocab_size, "h" if layout.num_coordinates else None)
+    return batching.batched_energy(energy, layout, batched), layout
 
 
 def _design(key: Key, found: pilot.Found, energy: Energy, layout: Layout) -> Design:
@@ -183,11 +180,24 @@ def _design(key: Key, found: pilot.Found, energy: Energy, layout: Layout) -> Des
     width = 128 if size <= 16 else 192 if size <= 64 else 256
     if layout.particles is not None:
         width = 64
-    times = 100 if layout.num_coordinates else layout.num_sites
+    colours = _colours(energy, layout)
+    times = 100 if layout.num_coordinates else num_reveals(layout, colours)
     shifts = _questions.shift_invariant(random.derive(key, "shifts"), found, energy, layout)
     free = layout.particles is None and not layout.angles.any()
     flip = layout.vocab_size == 2 and free and _questions.flips(key, found, energy, layout)
-    return Design(layout, found.length_scale, 1.0, width=width, num_times=times, flip=flip, shifts=shifts)
+    return Design(
+        layout, found.length_scale, 1.0, width=width, num_times=times, flip=flip, shifts=shifts,
+        colours=colours,
+    )  # fmt: skip
+
+
+def _colours(energy: Energy, layout: Layout) -> tuple[int, ...]:
+    """Colours of tokens alone whose conditionals are known; () where a step of the last one saves little."""
+    if layout.num_coordinates or not hasattr(energy, "revealed_conditionals"):
+        return ()
+    colours = tuple(getattr(energy, "colouring", ()))
+    enough = len(set(colours)) > 1 and np.bincount(colours).max() >= _WORTH_A_STEP * len(colours)
+    return colours if enough else ()
 
 
 @dataclasses.dataclass
@@ -196,6 +206,19 @@ class _Budget:
     seconds: float
     iterations: int | None
     ess_target: float
+    seconds_a_state: float = 0.0
+    """What it takes to simulate a state, by the training's clock; 0 where it is not known."""
+
+    @property
+    def last(self) -> float:
+        """Seconds that the states of the figures at the end take, or may take."""
+        return min(self.seconds_a_state * _NUM_LAST, _MOST_LAST * self.seconds)
+
+    @property
+    def share_of_last(self) -> float:
+        """How many of these states there is time for, as a share."""
+        room = max(self.left, _MOST_LAST * self.seconds)
+        return min(1.0, room / max(self.seconds_a_state * _NUM_LAST, 1e-9))
 
     @property
     def left(self) -> float:
@@ -234,6 +257,9 @@ class _Training:
         batch = 512 if size <= 64 else 256
         if layout.particles is not None or (layout.num_sites and not layout.num_coordinates):
             self._num, batch = 512, 128
+        if layout.num_sites and not layout.num_coordinates:
+            # Where there are many steps, simulating takes no longer than training.
+            self._num = int(np.clip(64 * (_CALLS // (64 * design.num_times)), 128, 512))
         self._capacity = pilot_size + 4 * self._num
         config = iteration.IterationConfig(
             num_simulated=self._num,
@@ -353,6 +379,8 @@ class _Rule:
         now = time.time()
         if self.count > 0:
             self._seconds_each = max(self._seconds_each * 0.5, now - self._ends)
+            # About half of an iteration is the simulation of its states.
+            self._budget.seconds_a_state = 0.5 * self._seconds_each / self._num
         self._ends = now
         self.count += 1
         full = values["level"] >= 1
@@ -391,9 +419,8 @@ class _Rule:
 
     @property
     def _left(self) -> float:
-        """Seconds left for training; about half of an iteration is the simulation of its states."""
-        last = 0.5 * self._seconds_each * _NUM_LAST / self._num
-        return self._budget.left - min(last, _MOST_LAST * self._budget.seconds)
+        """Seconds left for training."""
+        return self._budget.left - self._budget.last
 
     def _done_climbing(self, left: float, most: int | None) -> bool:
         recent = self._smoothed()
@@ -431,12 +458,14 @@ def _finished(key, sampler, found, level, stopped, budget, say) -> Sampler:
         sampler.design = dataclasses.replace(sampler.design, num_times=_steps(k_steps, sampler, budget))
     say.phase("evidence from both sides")
     num_times = sampler.design.num_times
+    chunks = max(1, round(4 * budget.share_of_last))
     drawn = [
-        sampler._run(k, sampler.params, sampler.moments, 2048, num_times) for k in random.split(k_draw, 4)
+        sampler._run(k, sampler.params, sampler.moments, 2048, num_times)
+        for k in random.split(k_draw, 4)[:chunks]
     ]
     log_weights = jnp.concatenate([w for _, w in drawn])
-    summary = jax.device_get(metrics.summarize(log_weights))
-    both = jax.device_get(_both_sides(k_back, sampler, found, log_weights, num_times))
+    summary = jax.device_get(summarize(log_weights))
+    both = jax.device_get(_both_sides(k_back, sampler, found, log_weights, num_times, 1024 * chunks))
     sampler.evidence = both
     reached = level >= 1 - 1e-6
     error = float(both.error) if reached else np.inf
@@ -469,7 +498,7 @@ def _steps(key, sampler, budget) -> int:
         if best > 0 and budget.left < -0.2 * budget.seconds:
             break
         _, log_weights = sampler._run(key, sampler.params, sampler.moments, 2048, num_times)
-        ess = float(metrics.summarize(log_weights).ess)
+        ess = float(summarize(log_weights).ess)
         if ess > best * 1.1:
             best, chosen = ess, num_times
         else:
@@ -479,10 +508,10 @@ def _steps(key, sampler, budget) -> int:
     return chosen
 
 
-def _both_sides(key, sampler, found, log_weights, num_times) -> evidence.Evidence:
-    """The sampler's weights against the chains' states, taken backward."""
+def _both_sides(key, sampler, found, log_weights, num_times, most) -> evidence.Evidence:
+    """The sampler's weights against about `most` of the chains' states, taken backward."""
     per = len(found.log_shares) // found.log_z.size
-    keep = min(per, max(32, 4096 // found.log_z.size))
+    keep = min(per, max(32, most // found.log_z.size))
     pick = np.concatenate([np.arange(keep) + i * per for i in range(found.log_z.size)])
     states = jax.tree.map(lambda a: jnp.asarray(a[pick]), found.states)
 
@@ -494,4 +523,4 @@ def _both_sides(key, sampler, found, log_weights, num_times) -> evidence.Evidenc
         return evidence.from_states(key, energy, process, generator, states, times, moments)
 
     reverse = backward(key, sampler.params, sampler.moments, states)
-    return evidence.two_sided(log_weights, reverse, jnp.asarray(found.log_z, float))
+    return jax.jit(evidence.two_sided)(log_weights, reverse, jnp.asarray(found.log_z, float))

@@ -21,13 +21,17 @@ from egm import evidence, random, scales
 from egm import transport as transports
 from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath, WrappedPath
 from egm.spaces import Layout
-from egm.typing import Array, Energy, Key, Moments, State
+from egm.typing import TOKEN_OFFERS, Array, Energy, Key, Moments, State
 
 __all__ = ["Coordinates", "Found", "explore", "finest_length", "may_be_turned", "path_of"]
 
 _MOST_WHITENED = 128
 """Dimensions up to which a covariance is estimated and divided out."""
 _ENERGY_RANGE = 10.0
+_SLACK = 0.2
+"""Of a log Z: differences and spreads below it say nothing."""
+_MOST_MINIMA = 64
+"""The lowest, from which chains start."""
 _STANDS_OUT = 3.0
 """Eigenvalue of a correlation matrix over the median one, or below it, from which it gives an axis."""
 _AGREE = 1.0
@@ -103,9 +107,8 @@ class _Moved:
 
     def __getattr__(self, name: str):
         tokens_alone = not self.coordinates.layout.num_coordinates
-        if name in ("single_site_conditionals", "conditional_evaluations", "masked_conditionals"):
-            if tokens_alone:
-                return getattr(self.function, name)
+        if name in TOKEN_OFFERS and tokens_alone:
+            return getattr(self.function, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
 
@@ -162,7 +165,7 @@ def explore(
     identity = _identity(layout)
     if not layout.num_coordinates:
         say("tempered chains")
-        rounds = max(1, min(10, 640 // layout.num_sites))
+        rounds = 10 if hasattr(energy, "colouring") else max(1, min(10, 640 // layout.num_sites))
         path, event = path_of(layout), layout.event_shape
         chains = _chains(k_chains, energy, path, event, None, 2 * num_groups, num_chains, rounds)
         return _found(identity, energy, [(chains, identity)], 1.0, 0, True)
@@ -189,6 +192,12 @@ def explore(
         )
         say("tempered chains from afar")
         runs.append((_run(k_wide, wide, energy, layout, num_chains, num_groups, smooth), wide))
+        if minima is not None and len(minima.energies) > 1 and may_be_turned(layout) and not layout.num_sites:
+            say(f"tempered chains from {min(len(minima.energies), _MOST_MINIMA)} minima")
+            mixture = _around(energy, laplace, minima)
+            k_minima = random.derive(k_chains, "minima")
+            run = _run(k_minima, laplace, energy, layout, num_chains, num_groups, True, mixture)
+            runs.append((run, laplace))
     return _found(identity, energy, runs, None, 0 if minima is None else len(minima.energies), smooth)
 
 
@@ -286,6 +295,18 @@ def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinat
     return _linear(layout, minima.minima.mean(axis=0), inside + _between(np.asarray(minima.minima)))
 
 
+def _around(energy: Energy, coordinates: Coordinates, minima: scales.Scales) -> evidence.Mixture:
+    """Normals at the lowest minima in these coordinates, as wide as the curvature there says."""
+    z = jnp.asarray(coordinates.linear(jnp.asarray(minima.minima[:_MOST_MINIMA], float)))
+    there = coordinates.energy(energy)
+    hessians = jax.jit(lambda y: jax.lax.map(jax.hessian(lambda one: there(one[None])[0]), y))(z)
+    hessians = np.where(np.isfinite(hessians), hessians, 0.0).astype(np.float64)
+    values, vectors = np.linalg.eigh((hessians + hessians.transpose(0, 2, 1)) / 2)
+    # A direction without curvature is no wider than the target.
+    variance = 1 / np.maximum(values, 1.0)
+    return evidence.Mixture(z, np.einsum("mij,mj,mkj->mik", vectors, variance, vectors))
+
+
 def _between(x: np.ndarray) -> np.ndarray:
     """[D, D] covariance of minima [M, D], without correlations of chance size where they are many."""
     num, dim = x.shape
@@ -326,9 +347,9 @@ def _axes(covariance: np.ndarray) -> np.ndarray:
     return axes.T
 
 
-def _run(key, coordinates, energy, layout, num_chains, num_groups, smooth):
+def _run(key, coordinates, energy, layout, num_chains, num_groups, smooth, mixture=None):
     unit = Moments(jnp.zeros(layout.num_coordinates), jnp.ones(layout.num_coordinates))
-    start = layout.joined(unit, None)
+    start = layout.joined(unit, None) if mixture is None else mixture
     moved = coordinates.energy(energy)
     sites = max(layout.num_sites, 1)
     rounds = max(2, min(10, 640 // sites))
@@ -342,10 +363,11 @@ def _run(key, coordinates, energy, layout, num_chains, num_groups, smooth):
         num_chains,
         rounds,
         gradient=smooth,
+        widen=10.0 if mixture is None else 1.25,
     )
 
 
-def _chains(key, energy, path, event, start, groups, chains, rounds, gradient=True) -> evidence.Chains:
+def _chains(key, energy, path, event, start, groups, chains, rounds, gradient=True, widen=10.0):
     run = jax.jit(
         lambda k: evidence.tempered_chains(
             k,
@@ -357,6 +379,7 @@ def _chains(key, energy, path, event, start, groups, chains, rounds, gradient=Tr
             num_chains=chains,
             num_moves=rounds,
             gradient=gradient,
+            widen=widen,
         )
     )
     return jax.device_get(run(key))
@@ -364,18 +387,14 @@ def _chains(key, energy, path, event, start, groups, chains, rounds, gradient=Tr
 
 def _found(identity, energy, runs, length, num_minima, smooth) -> Found:
     layout = identity.layout
-    states, log_z, shares = [], [], []
+    states, log_z = [], []
     for chains, coordinates in runs:
         states.append(jax.device_get(coordinates.apply(jax.tree.map(jnp.asarray, chains.x))))
         log_z.append(np.asarray(chains.log_z, np.float64))
-        share = np.where(np.isfinite(chains.log_z), chains.log_z, -np.inf).reshape(-1)
-        shares.append(np.repeat(share, len(jax.tree.leaves(chains.x)[0]) // share.size))
     x = jax.tree.map(lambda *a: np.concatenate(a), *states)
-    log_z, shares = np.concatenate(log_z), np.concatenate(shares)
-    # The levels were adapted to the states, so that one Z in a dozen may be far too high: no population
-    # stands for more than e times the median one.
-    reached = np.isfinite(log_z)
-    shares = np.minimum(shares, np.median(log_z[reached]) + 1.0) if reached.any() else shares
+    shares = _shares(log_z)
+    log_z = np.concatenate(log_z)
+    shares = np.repeat(shares, len(jax.tree.leaves(x)[0]) // shares.size)
     if not np.any(np.isfinite(shares)):
         raise ValueError(
             "energy: no tempered chain from a wide start has reached exp(-energy) in 300 levels; is it a "
@@ -390,6 +409,31 @@ def _found(identity, energy, runs, length, num_minima, smooth) -> Found:
     z = jax.device_get(coordinates.invert(jax.tree.map(jnp.asarray, x)))
     length = finest_length(coordinates.energy(energy), layout, z, shares) if smooth else 0.25
     return Found(coordinates, length, z, log_z, shares, e - coordinates.log_det, num_minima, smooth)
+
+
+def _shares(runs: list[np.ndarray]) -> np.ndarray:
+    """[P] log of what each population stands for of Z, over all populations of runs of log Z [W, G].
+
+    Kinds of starts count by the precision of their log Z, which may be far better for one than for others;
+    not so one that agrees with itself below what another has found: it may have lost a mode.
+    """
+    log_z = np.concatenate([run.reshape(-1) for run in runs])
+    kind = np.repeat(np.arange(len(runs)), [run.size for run in runs])
+    reached = np.isfinite(log_z)
+    if not reached.any():
+        return np.where(reached, log_z, -np.inf)
+    # The levels were adapted to the states, so that one Z in a dozen may be far too high: no population
+    # stands for more than e times the median one of its kind, or of all.
+    own = [log_z[reached & (kind == k)] for k in range(len(runs))]
+    middle = np.array([np.median(z) if z.size else -np.inf for z in own])
+    spread = np.array([np.std(z) if z.size > 1 else np.inf for z in own])
+    sure = middle - 2 * spread / np.sqrt([max(z.size, 1) for z in own])
+    worst = max(1.0, np.max(spread, initial=0, where=np.isfinite(spread)))
+    trusted = np.isfinite(spread) & (middle >= np.max(sure) - _SLACK)
+    precision = 1 / (np.where(trusted, spread, worst) ** 2 + _SLACK**2)
+    weight = precision[kind] / np.mean(precision[kind])
+    most = np.maximum(np.median(log_z[reached]), middle[kind]) + 1.0
+    return np.where(reached, np.minimum(log_z, most), -np.inf) + np.log(weight)
 
 
 def _fitted(layout: Layout, x: np.ndarray, log_shares: np.ndarray, first: Coordinates) -> Coordinates:

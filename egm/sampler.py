@@ -21,6 +21,7 @@ import numpy as np
 
 from egm import (
     algorithms,
+    batching,
     checks,
     evidence,
     heads,
@@ -39,7 +40,7 @@ from egm.spaces import Circle, Interval, Layout, Particles, Positive, Real, Toke
 from egm.transport import CouplingMap, Transport
 from egm.typing import Array, Energy, Key, Moments, PyTree, State
 
-__all__ = ["Design", "Parts", "Sampler", "Samples", "check_network", "parts_of"]
+__all__ = ["Design", "Parts", "Sampler", "Samples", "check_network", "num_reveals", "parts_of", "summarize"]
 
 VERSION = 1
 """Of the format of saved samplers."""
@@ -50,6 +51,10 @@ _LARGEST = 10.0
 """b |score| over sqrt(D) at which a target is cut: one state on a cliff must not outweigh a batch."""
 _MIXED_FROM = 6
 """Dimensions from which a network has channels for each coordinate."""
+
+
+summarize = jax.jit(metrics.summarize)
+"""Compiled whole: its operations one by one take longer to compile than to run."""
 
 
 class Samples(NamedTuple):
@@ -150,6 +155,8 @@ class Design:
       num_times: steps of a simulation.
       flip: whether the network keeps the symmetry of exchanged tokens (with x -> -x on mixed states).
       shifts: whether it keeps that of shifts of a periodic grid.
+      pairs: whether the energy is made of pair terms that `egm.energies.pair_terms` finds.
+      colours: [L] of tokens alone, the last of which is revealed at once; () for one site a step.
     """
 
     layout: Layout
@@ -161,6 +168,8 @@ class Design:
     num_times: int = 100
     flip: bool = False
     shifts: bool = False
+    pairs: bool = False
+    colours: tuple[int, ...] = ()
 
 
 class Parts(NamedTuple):
@@ -199,9 +208,7 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
         process = processes.DiffusionProcess(path, data_scale=design.data_scale)
         vector = (path, process, heads.ScoreHead(path, *scale, max_target_norm=_LARGEST))
     if layout.num_sites:
-        path = paths.MaskedPath(layout.vocab_size)
-        kind = processes.JumpProcess if vector is not None else processes.AnyOrderProcess
-        tokens = (path, kind(path), heads.DenoiserHead(path))
+        tokens = _tokens_part(design)
     if vector is not None and tokens is not None:
         head = heads.ProductHead({"x": vector[2], "h": tokens[2]})
         process = processes.ProductProcess({"x": vector[1], "h": tokens[1]})
@@ -213,6 +220,22 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
     module = modules.given(own)
     init = lambda key: module.init(key, *_inputs(layout, 1))
     return Parts(path, process, head, init, _legal(module.apply, layout))
+
+
+def num_reveals(layout: Layout, colours: tuple[int, ...]) -> int:
+    """Steps from masks to tokens alone."""
+    return processes.orders.colouring(colours).num_steps if colours else layout.num_sites
+
+
+def _tokens_part(design: Design) -> tuple[Any, Any, Any]:
+    """(path, process, head) of the tokens."""
+    path = paths.MaskedPath(design.layout.vocab_size)
+    if design.layout.num_coordinates:
+        return path, processes.JumpProcess(path), heads.DenoiserHead(path)
+    if not design.colours:
+        return path, processes.AnyOrderProcess(path), heads.DenoiserHead(path)
+    order = processes.orders.colouring(design.colours)
+    return path, processes.OrderedProcess(path, order), heads.DenoiserHead(path, order)
 
 
 def check_network(network: Any, layout: Layout) -> None:
@@ -318,10 +341,15 @@ class Sampler:
         figures: dict[str, Any] | None = None,
         history: dict[str, np.ndarray] | None = None,
         evidence_: evidence.Evidence | None = None,
+        canonical: Energy | None = None,
     ):
         self.energy, self.design, self.coordinates = energy, design, coordinates
         self.moments, self.params = moments, params
-        self._canonical = coordinates.energy(design.layout.energy(energy))
+        if canonical is None:
+            canonical = design.layout.energy(energy)
+            canonical = batching.with_pairs(canonical, design.layout) if design.pairs else canonical
+            canonical = coordinates.energy(canonical)
+        self._canonical = canonical
         self.parts, self._own_network = parts_of(design, self._canonical, network), network is not None
         self._figures = figures or {}
         self.history, self.evidence = history or {}, evidence_
@@ -379,7 +407,7 @@ class Sampler:
         ]
         state, log_weights = jax.tree.map(lambda *a: jnp.concatenate(a)[:num], *chunks)
         x, _ = self.design.layout.to_user(self.coordinates.apply(state))
-        return Samples(x, log_weights, metrics.summarize(log_weights))
+        return Samples(x, log_weights, summarize(log_weights))
 
     def trajectory(self, key: Key, num: int, num_times: int) -> Any:
         """`egm.Trajectory` of `num` states in the sampler's coordinates; traceable."""
@@ -485,6 +513,8 @@ class Sampler:
         folders.make(root)
         spaces = [_plain_space(leaf) for leaf in self.design.layout.leaves]
         curved = self.coordinates.transport
+        # Arrays of no elements are not saved by orbax.
+        numbers = self.design.layout.num_coordinates
         fields = {
             f.name: getattr(self.design, f.name) for f in dataclasses.fields(Design) if f.name != "layout"
         }
@@ -503,8 +533,8 @@ class Sampler:
         arrays = {
             "params": modules.named_leaves(self.params) if self._own_network else self.params,
             "transport": {} if curved is None else curved.params,
-            "moments": [np.asarray(a) for a in jax.tree.leaves(self.moments)] or [np.zeros(0)],
-            "center": np.asarray(self.coordinates.center).reshape(-1),
+            "moments": [np.asarray(a) for a in jax.tree.leaves(self.moments)] or [np.zeros(1)],
+            "center": np.asarray(self.coordinates.center).reshape(-1) if numbers else np.zeros(1),
             "matrix": np.atleast_1d(np.asarray(self.coordinates.matrix, np.float64)),
         }
         ocp.save(os.path.join(root, "arrays"), arrays)
@@ -541,8 +571,6 @@ class Sampler:
         """
         from orbax.checkpoint import v1 as ocp
 
-        from egm.batching import batched_energy
-
         root = folders.resolve(folder)
         try:
             with open(os.path.join(root, "sampler.json"), encoding="utf-8") as file:
@@ -556,7 +584,7 @@ class Sampler:
             raise ValueError(f"network must be that of the sampler in {root}: {given}")
         leaves = iter([_KINDS[s.pop("kind")](**_tuples(s)) for s in about["spaces"]])
         layout = Layout(_rebuilt(about["structure"], leaves))
-        design = Design(layout, **about["design"])
+        design = Design(layout, **_tuples(about["design"]))
         with np.errstate(all="ignore"):
             arrays = ocp.load(os.path.join(root, "arrays"))
         arrays = jax.tree.map(np.asarray, arrays)
@@ -564,7 +592,7 @@ class Sampler:
         if about.get("own_network"):
             params = modules.with_leaves(modules.given(network), _inputs(layout, 1), params)
         coordinates = _coordinates(layout, about, arrays)
-        function = batched_energy(energy, layout, batched)
+        function = batching.batched_energy(energy, layout, batched)
         found = cls(
             function,
             design,
@@ -585,7 +613,7 @@ def _coordinates(layout: Layout, about: dict[str, Any], arrays: dict[str, Any]) 
     curved = about.get("transport")
     if curved is not None:
         curved = Transport(CouplingMap(**curved), arrays["transport"])
-    return Coordinates(layout, arrays["center"], matrix, about["log_det"], curved)
+    return Coordinates(layout, arrays["center"][: layout.num_coordinates], matrix, about["log_det"], curved)
 
 
 def _evidence(values: Any) -> evidence.Evidence | None:

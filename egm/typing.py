@@ -235,6 +235,8 @@ ENERGY_OFFERS = (
     "differentiable",
 )
 """The names of what an energy may offer beyond E, which its wrappers hand on."""
+TOKEN_OFFERS = (*ENERGY_OFFERS[:4], "masked_conditionals", "colouring")
+"""Those of an energy of tokens alone, in any coordinates of anything else."""
 
 
 @runtime_checkable

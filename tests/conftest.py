@@ -4,6 +4,7 @@ import ctypes
 import gc
 import importlib.metadata
 import os
+import pathlib
 
 # Eight CPU devices; little optimisation, since a test compiles for longer than it runs.
 _FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
@@ -28,6 +29,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # The first example of a property compiles, so there is no deadline; the same examples every time.
 hypothesis.settings.register_profile("egm", deadline=None, derandomize=True, max_examples=25, database=None)
 hypothesis.settings.load_profile("egm")
+
+
+def pytest_collection_modifyitems(items):
+    """The cases of slow.txt are slow."""
+    lines = (pathlib.Path(__file__).parent / "slow.txt").read_text().splitlines()
+    names = {line for line in lines if line and not line.startswith("#")}
+    for item in items:
+        if item.nodeid in names:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

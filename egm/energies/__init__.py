@@ -10,6 +10,7 @@ from egm.energies.joint_double_well import JointDoubleWell
 from egm.energies.joint_mixture import CoupledJointMixture, JointGaussianMixture
 from egm.energies.lattices import check_colouring
 from egm.energies.lennard_jones import LennardJones
+from egm.energies.pairs import WithPairs, pair_terms
 from egm.energies.reference import ChainSettings
 from egm.energies.spin_models import Potts, SpinGlass
 
@@ -27,6 +28,8 @@ __all__ = [
     "SpinGlass",
     "WithColouring",
     "WithConditionals",
+    "WithPairs",
     "check_colouring",
     "lattices",
+    "pair_terms",
 ]

@@ -22,6 +22,16 @@ chain meets it on the way, stays unseen, by every number here.
 """
 
 from egm.evidence.bounds import Evidence, check, from_states, message, two_sided
-from egm.evidence.chains import Chains, moved, tempered_chains
+from egm.evidence.chains import Chains, Mixture, moved, tempered_chains
 
-__all__ = ["Chains", "Evidence", "check", "from_states", "message", "moved", "tempered_chains", "two_sided"]
+__all__ = [
+    "Chains",
+    "Evidence",
+    "Mixture",
+    "check",
+    "from_states",
+    "message",
+    "moved",
+    "tempered_chains",
+    "two_sided",
+]

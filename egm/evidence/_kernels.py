@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from egm import checks, random
 from egm.evidence._leaves import Flat
@@ -19,7 +20,7 @@ def moves(flat, gradient, key, leaves, e, beta, rounds):
     target = _Annealed(flat, beta, gradient)
     kinds = []
     for i, part in enumerate(flat.parts):
-        own = (_tokens,) if part.is_tokens else (_langevin, _differences)
+        own = (_token_moves(flat, part),) if part.is_tokens else (_langevin, _differences)
         # On a subspace coordinates are not free of each other.
         bound = not part.is_tokens and part.path.dimension(part.shape[-1]) < part.shape[-1]
         for kind in own if bound else (*own, _exchange):
@@ -78,6 +79,40 @@ def _taken(key, ratio, leaves, e, proposed, e_new):
 
 def _replaced(leaves, i, x):
     return [*leaves[:i], x, *leaves[i + 1 :]]
+
+
+def _token_moves(flat, part):
+    """The moves of a leaf of tokens: a colour at a time where the energy offers that cheaply."""
+    energy, sites = flat.function, math.prod(part.shape)
+    colours = getattr(energy, "colouring", None)
+    if colours is None or len(flat.parts) > 1 or not hasattr(energy, "single_site_conditionals"):
+        return _tokens
+    count = getattr(energy, "conditional_evaluations", lambda sites: 1)(sites) + 1
+    return _coloured if count * len(set(colours)) <= sites else _tokens
+
+
+def _coloured(target, i, key, leaves, e):
+    """All sites of one colour after another drawn anew, given the others: the moves of a Gibbs sampler.
+
+    Conditionals that are rounded are put right by a Metropolis test.
+    """
+    energy = target.flat.function
+    colours = np.asarray(energy.colouring)
+    kinds = jnp.asarray(np.unique(colours))
+
+    def one(index, carry):
+        leaves, e, rate = carry
+        k_token, k_accept = jax.random.split(jax.random.fold_in(key, index))
+        x = leaves[i]
+        log_p = jax.nn.log_softmax(target.beta * energy.single_site_conditionals(x), axis=-1)
+        here = (jnp.asarray(colours) == kinds[index])[None]
+        y = jnp.where(here, jax.random.categorical(k_token, log_p), x).astype(x.dtype)
+        gain = jnp.take_along_axis(log_p, x[..., None], -1) - jnp.take_along_axis(log_p, y[..., None], -1)
+        log_q = jnp.sum(jnp.where(here, gain[..., 0], 0.0), axis=-1)
+        leaves, e, a = target.decide(k_accept, leaves, e, _replaced(leaves, i, y), log_q)
+        return leaves, e, rate + a / kinds.size
+
+    return jax.lax.fori_loop(0, kinds.size, one, (leaves, e, jnp.zeros(())))
 
 
 def _tokens(target, i, key, leaves, e):

@@ -65,10 +65,67 @@ class Part(NamedTuple):
         return self if self.is_tokens else self._replace(variance=width**2 * self.variance)
 
 
+class Mixture(NamedTuple):
+    """Where chains start that know of several places: an even mixture of normals.
+
+    Attributes:
+      means: [M, D].
+      covariances: [M, D, D].
+    """
+
+    means: Any
+    covariances: Any
+
+
+class MixturePart(NamedTuple):
+    """A Gaussian part whose chains start from a mixture; as `Part`."""
+
+    path: Any
+    shape: tuple[int, ...]
+    means: Array
+    roots: Array
+    inverse: Array
+    width: Any = 1.0
+
+    is_tokens = False
+
+    @property
+    def variance(self):
+        """The largest of a coordinate, of any component."""
+        return self.width**2 * jnp.max(jnp.sum(self.roots**2, axis=-1))
+
+    @property
+    def angles(self):
+        return np.zeros(self.shape[-1], bool)
+
+    def draw(self, key, num):
+        """Of each component as many as can be, which of them have one more is random."""
+        k_order, k_first = jax.random.split(random.derive(key, "order"))
+        count = self.means.shape[0]
+        order = (jax.random.permutation(k_order, num) + jax.random.randint(k_first, (), 0, count)) % count
+        noise = jax.random.normal(key, (num, *self.shape))
+        return self.means[order] + self.width * jnp.einsum("nij,nj->ni", self.roots[order], noise)
+
+    def energy(self, x):
+        """[C] -log p_0, normalised."""
+        inverse = self.inverse / self.width
+        z = jnp.einsum("mij,nmj->nmi", inverse, x[:, None] - self.means[None])
+        log_det = jnp.sum(jnp.log(jnp.diagonal(inverse, axis1=1, axis2=2)), axis=-1)
+        log_p = log_det[None] - 0.5 * jnp.sum(z**2, axis=-1)
+        count, dim = self.means.shape
+        return math.log(count) + 0.5 * dim * math.log(2 * math.pi) - jax.nn.logsumexp(log_p, axis=-1)
+
+    def lifted(self, x):
+        return x
+
+    def widened(self, width):
+        return self._replace(width=width * self.width)
+
+
 class Flat(NamedTuple):
     """A target on the list of a state's leaves."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[Part | MixturePart, ...]
     treedef: Any
     function: Callable[[State], Array]
 
@@ -93,7 +150,7 @@ def is_shape(value) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(n, int | np.integer) for n in value)
 
 
-def parts_of(path, event_shape, start) -> tuple[Part, ...]:
+def parts_of(path, event_shape, start) -> tuple[Part | MixturePart, ...]:
     """The leaves of a state in the order of `jax.tree.leaves`, each with its path and start."""
     if isinstance(path, ProductPath):
         paths, shapes = path.leaves_with(event_shape, "event_shape")
@@ -109,6 +166,8 @@ def parts_of(path, event_shape, start) -> tuple[Part, ...]:
         raise TypeError(f"path must be of Gaussian paths and paths of tokens, got {path!r:.80}")
     if len(shape) != 1:
         raise ValueError(f"event_shape of a Gaussian part must be (D,), got {shape}")
+    if isinstance(start, Mixture):
+        return (_mixture(path, shape, start),)
     if start is None:
         start = jnp.zeros(shape), jnp.full(shape, path.prior_variance)
     if not isinstance(start, tuple) or len(start) != 2:
@@ -119,3 +178,18 @@ def parts_of(path, event_shape, start) -> tuple[Part, ...]:
         if value.shape != shape:
             raise ValueError(f"start.{name} must have shape {shape}, got {value.shape}")
     return (Part(path, shape, mean, jnp.max(variance)),)
+
+
+def _mixture(path, shape, start: Mixture) -> MixturePart:
+    means, covariances = jnp.asarray(start.means, float), jnp.asarray(start.covariances, float)
+    if means.ndim != 2 or means.shape[1:] != shape or not means.shape[0]:
+        raise ValueError(f"start.means must have shape [M, {shape[0]}], got {means.shape}")
+    expected = (*means.shape, *shape)
+    if covariances.shape != expected:
+        raise ValueError(f"start.covariances must have shape {expected}, got {covariances.shape}")
+    if path.dimension(shape[0]) < shape[0] or np.any(path.confinement(shape[0]) == 0):
+        raise ValueError(
+            f"start must be moments on a subspace and for angles, got a Mixture for {path!r:.60}"
+        )
+    roots = jnp.linalg.cholesky(covariances)
+    return MixturePart(path, shape, means, roots, jnp.linalg.inv(roots))

@@ -21,7 +21,7 @@ from egm.spaces.circle import Circle
 from egm.spaces.particles import Particles
 from egm.spaces.real import Continuous, Real
 from egm.spaces.tokens import Tokens
-from egm.typing import Array, PyTree, State
+from egm.typing import TOKEN_OFFERS, Array, PyTree, State
 
 __all__ = ["Layout", "SpaceEnergy", "like", "of"]
 
@@ -209,7 +209,7 @@ class SpaceEnergy:
     def __getattr__(self, name: str):
         # What an energy of flat tokens alone offers stays offered.
         flat = len(self.layout.leaves) == 1 and self.layout.leaves[0].shape == (self.layout.num_sites,)
-        if name in ("single_site_conditionals", "conditional_evaluations", "masked_conditionals") and flat:
+        if name in TOKEN_OFFERS and flat:
             return getattr(self.function, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 

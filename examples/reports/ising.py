@@ -73,6 +73,14 @@ def observables(energy, x, log_w):
     }
 
 
+def phase_masses(x, log_w):
+    """ "up" and "down" -> (mass of that phase under the target, standard error); half of m = 0 each."""
+    m = magnetization(x)
+    up = metrics.reweighted_mean(jnp.asarray((m > 0) + 0.5 * (m == 0)), jnp.asarray(log_w))
+    up, error = (float(v) for v in up)
+    return {"up": (up, error), "down": (1 - up, error)}
+
+
 def exact_observables(energy, exact):
     """The same from closed forms, else (and with an error) from the exact samples."""
     moments = energy.exact_moments()
@@ -133,6 +141,7 @@ def report(key, energy, process, generator, history, output_dir, run):
         "elbo": float(summary.elbo),
         "eubo": eubo,
         "eubo_error": eubo_error,
+        "phase_masses": phase_masses(x, log_w),
         "num_nonfinite": int(summary.num_nonfinite),
         "energy_evaluations": history[-1]["num_energy_evaluations"],
         "iterations": len(history),
@@ -150,6 +159,9 @@ def report(key, energy, process, generator, history, output_dir, run):
         ],
         ["EUBO - ELBO", eubo - results["elbo"], "0", f"+- {eubo_error:.2g}"],
     ]
+    up, up_error = results["phase_masses"]["up"]
+    share = np.mean(magnetization(exact) > 0)
+    rows.append(["mass of the up phase", with_error(up, up_error), f"{share:.3f} (exact samples)", ""])
     truth = exact_observables(energy, exact)
     raw = observables(energy, x, np.zeros_like(log_w))
     reweighted = observables(energy, x, log_w)

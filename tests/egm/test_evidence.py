@@ -11,10 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
+import scipy.stats
 
 import egm
 from egm import evidence, paths, processes
 from egm.energies import Ising, JointGaussianMixture
+from egm.evidence import _leaves
 from egm.typing import Moments
 
 KEY = jax.random.key(11)
@@ -319,6 +322,63 @@ def test_chains_know_log_z_and_the_masses():
         assert z.std() < 0.5
 
 
+def _three_places():
+    """Means, covariances of a mixture in three dimensions, and its log-density in float64."""
+    rng = np.random.default_rng(3)
+    means = 6.0 * rng.normal(size=(3, 3))
+    roots = 0.3 * rng.normal(size=(3, 3, 3)) + 0.5 * np.eye(3)
+    covariances = np.einsum("mij,mkj->mik", roots, roots)
+    parts = [scipy.stats.multivariate_normal(m, c) for m, c in zip(means, covariances, strict=True)]
+    log_density = lambda x: scipy.special.logsumexp([p.logpdf(x) - math.log(3) for p in parts], axis=0)
+    return means, covariances, log_density
+
+
+def test_the_density_of_known_places_is_that_of_their_draws():
+    means, covariances, log_density = _three_places()
+    start = evidence.Mixture(means, covariances)
+    (part,) = _leaves.parts_of(paths.VarianceExplodingPath(0.5, 2.0), (3,), start)
+    x = np.asarray(part.draw(KEY, 3000), np.float64)
+    np.testing.assert_allclose(
+        part.energy(jnp.asarray(x, jnp.float32)), -log_density(x), rtol=1e-3, atol=1e-3
+    )
+    # E_p[q / p] = 1 for a density q; here that of twice the width from draws of that width, q the other.
+    wide = part.widened(2.0)
+    y = np.asarray(wide.draw(KEY, 3000), np.float64)
+    ratio = np.exp(log_density(y) + np.asarray(wide.energy(jnp.asarray(y, jnp.float32)), np.float64))
+    assert abs(ratio.mean() - 1) < 4 * ratio.std() / math.sqrt(len(ratio))
+
+
+def test_chains_from_known_places_find_the_masses():
+    """Narrow normals of masses .2, .3 and .5 far apart, which chains from one normal rarely keep."""
+    means, covariances, _ = _three_places()
+    masses = jnp.log(jnp.array([0.2, 0.3, 0.5]))
+    inverse = jnp.asarray(np.linalg.inv(covariances), jnp.float32)
+    log_det = jnp.asarray(np.linalg.slogdet(covariances)[1], jnp.float32)
+
+    def energy(x):
+        d = x[:, None] - jnp.asarray(means, jnp.float32)[None]
+        square = jnp.einsum("nmi,mij,nmj->nm", d, inverse, d)
+        return -jax.nn.logsumexp(masses[None] - 0.5 * (square + log_det[None]), axis=-1)
+
+    start = evidence.Mixture(means, 2.0 * covariances)  # places are known, widths roughly
+    found = evidence.tempered_chains(
+        KEY,
+        energy,
+        paths.VarianceExplodingPath(0.5, 8.0),
+        (3,),
+        start,
+        widen=1.5,
+        num_groups=4,
+        num_chains=256,
+    )
+    z = np.exp(np.asarray(found.log_z).reshape(-1) - 1.5 * math.log(2 * math.pi))
+    assert np.all(found.reached) and abs(z.mean() - 1) < 4 * z.std(ddof=1) / math.sqrt(z.size)
+    nearest = np.argmin(np.sum((np.asarray(found.x)[:, None] - means) ** 2, -1), 1).reshape(z.size, -1)
+    for place, mass in enumerate((0.2, 0.3, 0.5)):
+        share = z * np.mean(nearest == place, axis=1)
+        assert abs(share.mean() - mass) < 4 * share.std(ddof=1) / math.sqrt(z.size)
+
+
 def test_chains_inside_walls_and_where_the_energy_is_no_number():
     """Uniform on a square of side 2 around (1, 1): log Z = log 4."""
 
@@ -370,6 +430,16 @@ def test_an_energy_that_is_nowhere_finite_is_said_to_be_unreached():
         ({"num_groups": 1}, ValueError, "num_groups must be at least 2"),
         ({"start": 3.0}, TypeError, "start must be moments"),
         ({"start": Moments(jnp.zeros(3), jnp.ones(3))}, ValueError, r"start.mean must have shape \(2,\)"),
+        (
+            {"start": evidence.Mixture(jnp.zeros((1, 3)), jnp.ones((1, 3, 3)))},
+            ValueError,
+            r"start.means must have shape \[M, 2\]",
+        ),
+        (
+            {"start": evidence.Mixture(jnp.zeros((1, 2)), jnp.ones((1, 2)))},
+            ValueError,
+            r"start.covariances must have shape \(1, 2, 2\)",
+        ),
         ({"event_shape": 2}, TypeError, "event_shape must be a tuple"),
         ({"path": None}, TypeError, "path must be of Gaussian paths and paths of tokens"),
         ({"ess_target": 1.0}, ValueError, "ess_target must be in"),

@@ -220,6 +220,22 @@ def test_axes_turn_only_towards_directions_that_stand_out():
     np.testing.assert_allclose(np.abs(rows[4:]), np.eye(6)[4:], atol=0.1)
 
 
+def test_kinds_of_starts_count_by_their_precision():
+    """Shares are log Z plus a weight of mean one: high for what agrees with itself, unless it is low."""
+    rough, fine = np.array([[-1.0, 1.5], [0.5, -0.8]]), np.array([[0.01, -0.02], [0.0, 0.01]])
+    shares = pilot._shares([rough, fine])
+    weight = np.exp(shares - np.minimum(np.concatenate([rough.ravel(), fine.ravel()]), 1.3))
+    np.testing.assert_allclose(weight[:4], weight[0], rtol=0.3)
+    assert weight[4] > 10 * weight[3] and abs(np.mean(weight) - 1) < 0.2
+    # One that has lost half of the mass agrees with itself as well.
+    low = pilot._shares([rough + 3.0, fine])
+    assert np.exp(low[4:] - fine.ravel()).max() < 2.0
+    alone = pilot._shares([fine])
+    np.testing.assert_allclose(alone, fine.ravel())
+    none = pilot._shares([np.full((1, 2), -np.inf)])
+    assert np.all(none == -np.inf)
+
+
 def test_moved_states_stay_distributed_as_the_target():
     """Two normals of mass .3 and .7: exact states remain so, and states that were none become so."""
     path = egm.paths.VarianceExplodingPath(1.0, 10.0)

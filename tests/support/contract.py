@@ -362,6 +362,14 @@ _SHORT = egm.energies.ChainSettings(num_chains=128, num_kept=8192, num_warmup=30
 _COLD = _SHORT._replace(inverse_temperatures=(1.0, 0.5, 0.25))
 _TINY = egm.energies.ChainSettings(num_chains=8, num_kept=32, num_warmup=1, thinning=1, max_r_hat=1e9)
 
+
+def _with_pairs(energy, num_sites, vocab_size):
+    """The pair terms that are found in an energy, without the rounding of float32: they have few digits."""
+    found = egm.energies.pair_terms(energy, num_sites, vocab_size)
+    assert found is not None
+    return egm.energies.WithPairs(energy, *(np.round(a, 4) for a in found))
+
+
 ENERGIES = {
     "Ising": lambda: [
         lattice_case(egm.energies.Ising(2, 0.3), 4),
@@ -374,6 +382,10 @@ ENERGIES = {
     ],
     "WithColouring": lambda: [
         lattice_case(egm.energies.WithColouring(egm.energies.Ising(4, 0.3, field=0.5), (0, 1, 0, 1) * 4), 16),
+    ],
+    "WithPairs": lambda: [
+        lattice_case(_with_pairs(egm.energies.Ising(4, 0.3, field=0.5), 16, 2), 16),
+        lattice_case(_with_pairs(egm.energies.Potts(4, ((0, 1), (1, 2), (0, 3)), 3, 0.8, 0.4), 4, 3), 4),
     ],
     "SpinGlass": lambda: [
         lattice_case(egm.energies.SpinGlass(4, ((0, 1), (1, 2), (0, 3)), (0.5, -1.0, 0.7), 0.3, 0.8), 4),
