@@ -165,7 +165,8 @@ def explore(
     identity = _identity(layout)
     if not layout.num_coordinates:
         say("tempered chains")
-        rounds = 10 if hasattr(energy, "colouring") else max(1, min(10, 640 // layout.num_sites))
+        cheap = evidence.by_colour(energy, layout.num_sites)
+        rounds = 10 if cheap else max(1, min(10, 640 // layout.num_sites))
         path, event = path_of(layout), layout.event_shape
         chains = _chains(k_chains, energy, path, event, None, 2 * num_groups, num_chains, rounds)
         return _found(identity, energy, [(chains, identity)], 1.0, 0, True)
@@ -363,6 +364,7 @@ def _run(key, coordinates, energy, layout, num_chains, num_groups, smooth, mixtu
         num_chains,
         rounds,
         gradient=smooth,
+        # Around minima the widths are known, and a normal w times wider has w^D times the volume.
         widen=10.0 if mixture is None else 1.25,
     )
 

@@ -226,17 +226,16 @@ class EnergyWithHint(Energy, Protocol):
         ...
 
 
-ENERGY_OFFERS = (
+_CONDITIONALS = (
     "single_site_conditionals",
     "conditional_evaluations",
     "revealed_conditionals",
     "revealed_evaluations",
-    "relaxed",
-    "differentiable",
 )
+ENERGY_OFFERS = (*_CONDITIONALS, "relaxed", "differentiable")
 """The names of what an energy may offer beyond E, which its wrappers hand on."""
-TOKEN_OFFERS = (*ENERGY_OFFERS[:4], "masked_conditionals", "colouring")
-"""Those of an energy of tokens alone, in any coordinates of anything else."""
+TOKEN_OFFERS = (*_CONDITIONALS, "masked_conditionals", "colouring")
+"""Those of an energy of tokens alone, which no change of coordinates touches."""
 
 
 @runtime_checkable

@@ -81,3 +81,10 @@ def test_the_description_of_a_small_text(hook):
     assert hook.description(text, ("P/", "F/")) == text.replace("(c.md)", "(P/c.md)").replace(
         "(g.png)", "(F/g.png)"
     )
+
+
+def test_the_list_of_slow_cases_names_tests_that_there_are():
+    lines = (ROOT / "tests" / "slow.txt").read_text().splitlines()
+    for line in (line for line in lines if not line.startswith("#")):
+        file, name = line.split("::", 1)
+        assert f"def {name.split('[')[0]}(" in (ROOT / file).read_text(), line

@@ -21,6 +21,7 @@ chain meets it on the way, stays unseen, by every number here.
 `bounds` holds both sides of log Z and what they say of a sampler, `chains` the chains of other starts.
 """
 
+from egm.evidence._kernels import by_colour
 from egm.evidence.bounds import Evidence, check, from_states, message, two_sided
 from egm.evidence.chains import Chains, Mixture, moved, tempered_chains
 
@@ -28,6 +29,7 @@ __all__ = [
     "Chains",
     "Evidence",
     "Mixture",
+    "by_colour",
     "check",
     "from_states",
     "message",

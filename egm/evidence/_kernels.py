@@ -12,7 +12,7 @@ import numpy as np
 
 from egm import checks, random
 from egm.evidence._leaves import Flat
-from egm.typing import Array
+from egm.typing import Array, Energy
 
 
 def moves(flat, gradient, key, leaves, e, beta, rounds):
@@ -20,7 +20,9 @@ def moves(flat, gradient, key, leaves, e, beta, rounds):
     target = _Annealed(flat, beta, gradient)
     kinds = []
     for i, part in enumerate(flat.parts):
-        own = (_token_moves(flat, part),) if part.is_tokens else (_langevin, _differences)
+        alone = len(flat.parts) == 1
+        tokens = _coloured if alone and by_colour(flat.function, math.prod(part.shape)) else _tokens
+        own = (tokens,) if part.is_tokens else (_langevin, _differences)
         # On a subspace coordinates are not free of each other.
         bound = not part.is_tokens and part.path.dimension(part.shape[-1]) < part.shape[-1]
         for kind in own if bound else (*own, _exchange):
@@ -81,20 +83,21 @@ def _replaced(leaves, i, x):
     return [*leaves[:i], x, *leaves[i + 1 :]]
 
 
-def _token_moves(flat, part):
-    """The moves of a leaf of tokens: a colour at a time where the energy offers that cheaply."""
-    energy, sites = flat.function, math.prod(part.shape)
+def by_colour(energy: Energy, num_sites: int) -> bool:
+    """Whether tokens move a colour at a time: E offers a colouring, and cheap conditionals."""
     colours = getattr(energy, "colouring", None)
-    if colours is None or len(flat.parts) > 1 or not hasattr(energy, "single_site_conditionals"):
-        return _tokens
-    count = getattr(energy, "conditional_evaluations", lambda sites: 1)(sites) + 1
-    return _coloured if count * len(set(colours)) <= sites else _tokens
+    if colours is None or not hasattr(energy, "single_site_conditionals"):
+        return False
+    # Conditionals before and after, and E itself, for each colour.
+    count = 2 * getattr(energy, "conditional_evaluations", lambda num_sites: 1)(num_sites) + 1
+    return count * len(set(colours)) <= num_sites
 
 
 def _coloured(target, i, key, leaves, e):
     """All sites of one colour after another drawn anew, given the others: the moves of a Gibbs sampler.
 
-    Conditionals that are rounded are put right by a Metropolis test.
+    A Metropolis test with the conditionals before and after keeps the target whatever they are: rounded, or
+    of a colouring that is none.
     """
     energy = target.flat.function
     colours = np.asarray(energy.colouring)
@@ -104,11 +107,12 @@ def _coloured(target, i, key, leaves, e):
         leaves, e, rate = carry
         k_token, k_accept = jax.random.split(jax.random.fold_in(key, index))
         x = leaves[i]
-        log_p = jax.nn.log_softmax(target.beta * energy.single_site_conditionals(x), axis=-1)
+        log_p = lambda a: jax.nn.log_softmax(target.beta * energy.single_site_conditionals(a), axis=-1)
+        of = lambda log_p, token: jnp.take_along_axis(log_p, token[..., None], axis=-1)[..., 0]
+        there = log_p(x)
         here = (jnp.asarray(colours) == kinds[index])[None]
-        y = jnp.where(here, jax.random.categorical(k_token, log_p), x).astype(x.dtype)
-        gain = jnp.take_along_axis(log_p, x[..., None], -1) - jnp.take_along_axis(log_p, y[..., None], -1)
-        log_q = jnp.sum(jnp.where(here, gain[..., 0], 0.0), axis=-1)
+        y = jnp.where(here, jax.random.categorical(k_token, there), x).astype(x.dtype)
+        log_q = jnp.sum(jnp.where(here, of(log_p(y), x) - of(there, y), 0.0), axis=-1)
         leaves, e, a = target.decide(k_accept, leaves, e, _replaced(leaves, i, y), log_q)
         return leaves, e, rate + a / kinds.size
 

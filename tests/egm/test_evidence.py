@@ -405,6 +405,25 @@ def test_chains_that_find_no_state_say_so():
     assert np.all(found.num_nonfinite == 64)
 
 
+@pytest.mark.parametrize("colours", [(0, 1) * 8, (0,) * 8 + (1,) * 8], ids=["a colouring", "none"])
+def test_tokens_that_move_by_colour_keep_the_target(colours):
+    """A glass on a ring of 16, against enumeration; also where neighbours have one colour."""
+    edges = tuple((i, (i + 1) % 16) for i in range(16))
+    glass = egm.energies.SpinGlass(16, edges, np.linspace(-1, 1, 16), np.linspace(0.4, -0.2, 16), 1.2)
+    energy = egm.energies.WithColouring(glass, colours)
+    assert evidence.by_colour(energy, 16)
+    found = evidence.tempered_chains(
+        KEY, energy, paths.MaskedPath(2), (16,), num_groups=12, num_chains=256, num_moves=4
+    )
+    z = np.exp(np.asarray(found.log_z).reshape(-1) - glass.log_partition())
+    assert np.all(found.reached) and abs(z.mean() - 1) < 4 * z.std(ddof=1) / math.sqrt(z.size)
+    states, log_weights = glass._model.enumerated("states")
+    exact = np.exp(log_weights - np.logaddexp.reduce(log_weights)) @ states
+    share = z[:, None] * np.mean(np.asarray(found.x).reshape(z.size, -1, 16), axis=1)
+    # Of 16 sites the largest of as many normals is below 4 standard errors with probability .999.
+    assert np.all(np.abs(share.mean(0) - exact) < 4.5 * share.std(0, ddof=1) / math.sqrt(z.size))
+
+
 def test_chains_on_the_centred_subspace_stay_there():
     path = paths.CenteredPath(paths.VarianceExplodingPath(0.3, 2.0), 3, 2)
     energy = lambda x: 0.5 * jnp.sum(path.project(x) ** 2, axis=-1) / 0.25
