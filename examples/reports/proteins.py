@@ -132,6 +132,7 @@ def histogram(axis, name, task, method, picked, oracle):
     for other, (fitness, _) in PUBLISHED[name].items():
         axis.axvline(fitness, color="k", ls="--", lw=1, label=f"{other}, median")
     axis.set_xlim(0, 0.85)
+    axis.set_ylim(0, 1.5 * axis.get_ylim()[1])  # room for the legend
     axis.set_xlabel("fitness by the oracle (of the largest measured)")
     axis.set_ylabel("density")
     axis.set_title(f"{name}: variants and 128 proposals", fontsize=11)
