@@ -305,7 +305,7 @@ def test_training_ends_in_time_for_the_last_figures():
     found = rule(ess=[0.4, 0.4])
     for each, seconds, kept in ((1.0, 100.0, 7.0), (4.0, 100.0, 20.0)):
         found._seconds_each = each
-        found._budget = fitting._Budget(time.time(), seconds, None, 0.95)
+        found._budget = fitting._Budget(time.time(), seconds, None, 0.95, 0.5 * each / 1024)
         assert abs(found._left - (seconds - kept)) < 1.0
     found._budget = fitting._Budget(time.time() - 75.0, 100.0, None, 0.95)
     assert not found.goes_on()
