@@ -307,6 +307,6 @@ def test_training_ends_in_time_for_the_last_figures():
         found._seconds_each = each
         found._budget = fitting._Budget(time.time(), seconds, None, 0.95, 0.5 * each / 1024)
         assert abs(found._left - (seconds - kept)) < 1.0
-    found._budget = fitting._Budget(time.time() - 75.0, 100.0, None, 0.95)
+    found._budget = fitting._Budget(time.time() - 75.0, 100.0, None, 0.95, 2.0 / 1024)
     assert not found.goes_on()
     assert found.stopped == "out of time"
