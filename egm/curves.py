@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import evidence, importance, random, transport
-from egm.pilot import Coordinates, Found, finest_length, may_be_turned, path_of
+from egm.coordinates import Coordinates, may_be_turned
+from egm.pilot import Found, finest_length, path_of
 from egm.spaces import Layout
 from egm.typing import Array, Energy, Key, Moments
 

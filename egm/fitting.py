@@ -53,6 +53,8 @@ _NUM_LAST = 14_336
 """States that the figures at the end take: 2,048 to choose the steps, 8,192 forward, up to 4,096 backward."""
 _MOST_LAST = 0.2
 """Share of the time that is kept for them, at most."""
+_FOR_PILOT = 0.3
+"""Share of the time that descents and chains may take, about."""
 _FOR_CURVES = 0.25
 """Share of the time after which no further map for curved coordinates is begun."""
 _MOST_BY_CHAINS = 60
@@ -140,7 +142,7 @@ def fit(
     _questions.check_finite(k_check, canonical, layout)
     canonical = batching.with_pairs(canonical, layout)
     _questions.check_proper(k_check, canonical, layout, 1e5, 1e7, 1e3)
-    found = pilot.explore(k_pilot, canonical, layout, say=say.phase)
+    found = pilot.explore(k_pilot, canonical, layout, seconds=_FOR_PILOT * seconds, say=say.phase)
     spread = max(1.0, float(np.std(found.energies[np.isfinite(found.log_shares)])))
     _questions.check_proper(k_check, found.coordinates.energy(canonical), layout, 300.0, 3000.0, spread)
     found = curves.straightened(k_curve, canonical, found, _FOR_CURVES * seconds, say.phase)
@@ -510,9 +512,9 @@ def _steps(key, sampler, budget) -> int:
 
 def _both_sides(key, sampler, found, log_weights, num_times, most) -> evidence.Evidence:
     """The sampler's weights against about `most` of the chains' states, taken backward."""
-    per = len(found.log_shares) // found.log_z.size
-    keep = min(per, max(32, most // found.log_z.size))
-    pick = np.concatenate([np.arange(keep) + i * per for i in range(found.log_z.size)])
+    first = np.searchsorted(found.population, np.arange(found.log_z.size))
+    keep = min(np.bincount(found.population).min(), max(32, most // found.log_z.size))
+    pick = (first[:, None] + np.arange(keep)).reshape(-1)
     states = jax.tree.map(lambda a: jnp.asarray(a[pick]), found.states)
 
     @jax.jit

@@ -34,7 +34,7 @@ from egm import (
     random,
 )
 from egm.checkpoint import paths as folders
-from egm.pilot import Coordinates
+from egm.coordinates import Coordinates
 from egm.simulate import draw_prior, path_log_weights, simulate
 from egm.spaces import Circle, Interval, Layout, Particles, Positive, Real, Tokens
 from egm.transport import CouplingMap, Transport

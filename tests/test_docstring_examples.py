@@ -19,7 +19,7 @@ import pytest
 
 import egm
 import energymatch
-from egm import pilot
+from egm.coordinates import Coordinates
 from egm.sampler import Design, parts_of
 from egm.typing import Moments
 
@@ -155,7 +155,7 @@ def sampler_by_hand():
     energy, layout = lambda x: 0.5 * jnp.sum((x - 1.0) ** 2), egm.spaces.Layout(egm.spaces.Real(2))
     design = Design(layout, num_times=20, width=16, depth=1)
     zero = np.zeros(2, np.float32)
-    coordinates = pilot.Coordinates(layout, zero + 1, 1.0, 0.0)
+    coordinates = Coordinates(layout, zero + 1, 1.0, 0.0)
     params = parts_of(design, jax.vmap(energy)).init(jax.random.key(0))
     figures = {"log_z": math.log(2 * math.pi), "log_z_error": 1e-3, "ess": 0.99, "converged": True}
     sampler = egm.Sampler(

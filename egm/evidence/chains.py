@@ -54,7 +54,7 @@ def tempered_chains(
     num_groups: int = 4,
     num_chains: int = 512,
     num_moves: int = 10,
-    max_levels: int = 300,
+    max_levels: int | Array = 300,
     ess_target: float = 0.9,
     gradient: bool = True,
 ) -> Chains:
@@ -81,7 +81,7 @@ def tempered_chains(
       num_groups: G, populations of each width.
       num_chains: C, chains of a population, an even number.
       num_moves: rounds of moves a level, and of two more at the end.
-      max_levels: levels at most.
+      max_levels: levels at most; may be traced.
       ess_target: in (0, 1).
       gradient: whether E has a useful gradient.
 
@@ -109,9 +109,10 @@ def tempered_chains(
         ("num_groups", num_groups, 2),
         ("num_chains", num_chains, 4),
         ("num_moves", num_moves, 1),
-        ("max_levels", max_levels, 1),
     ):
         checks.positive_int(value, name, least)
+    if not isinstance(max_levels, jax.Array):
+        checks.positive_int(max_levels, "max_levels")
     if num_chains % 2:
         raise ValueError(f"num_chains must be even, got {num_chains}")
     ess_target = checks.below_one(ess_target, "ess_target")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from scipy import integrate
 
 import egm
@@ -218,6 +219,30 @@ def test_axes_turn_only_towards_directions_that_stand_out():
     along = np.array([0.5, 0.5, 0.5, 0.5, 0.0, 0.0])
     assert np.abs(rows @ along).max() > 0.99
     np.testing.assert_allclose(np.abs(rows[4:]), np.eye(6)[4:], atol=0.1)
+
+
+def test_chains_are_fewer_where_a_level_takes_long():
+    """By the same factor as their moves: 400 s of work in 100 s are half of each, or the least of both."""
+    sizes = lambda level: pilot._Clock(100.0).sizes(1.0, level, 100, (384, 10), (64, 2))
+    assert sizes(0.5) == (384, 10)
+    chains, rounds = sizes(4.0)
+    assert rounds in (4, 5) and abs(chains * rounds / 3840 - 0.25) < 0.01
+    assert sizes(1e4) == (64, 2)
+
+
+def test_a_state_stands_for_its_population_whatever_the_size_of_its_kind(monkeypatch):
+    sizes = {pilot._FIRST: (64, 2), pilot._SECOND: (16, 2), 1.0: (32, 2)}
+    monkeypatch.setattr(pilot._Clock, "sizes", lambda clock, share, *rest: sizes[share])
+    monkeypatch.setattr(pilot, "_agree", lambda log_z: False)
+    layout = Layout(Real(2))
+    energy = layout.energy(lambda x: -jnp.logaddexp(*(-jnp.sum((x - m) ** 2, axis=-1) for m in (-6, 6))))
+    found = pilot.explore(jax.random.key(0), energy, layout, num_chains=64)
+    assert np.bincount(found.population).tolist() == [64] * 6 + [16] * 6 + [32] * 6
+    shares = pilot._shares(np.split(found.log_z, 3))
+    for p, share in enumerate(shares):
+        assert scipy.special.logsumexp(found.log_shares[found.population == p]) == pytest.approx(share)
+    there = found.coordinates.energy(energy)(jnp.asarray(found.states))
+    np.testing.assert_allclose(there, found.energies, atol=1e-3)
 
 
 def test_kinds_of_starts_count_by_their_precision():

@@ -12,7 +12,7 @@ from flax import nnx
 import egm
 import energymatch
 from egm import modules
-from egm.pilot import Coordinates
+from egm.coordinates import Coordinates
 from egm.sampler import Design, Sampler, check_network
 from egm.spaces import Layout, Real, Tokens
 from energymatch.likelihood import MixturePrior

@@ -7,7 +7,8 @@ import pytest
 import scipy.special
 
 import egm
-from egm import pilot, spaces, transport
+from egm import spaces, transport
+from egm.coordinates import Coordinates
 
 
 def _map(dimension, scale=0.1, width=8):
@@ -79,10 +80,8 @@ def test_a_normal_has_nothing_to_gain():
 def test_the_coordinates_keep_log_z(x64):
     """Quadrature of exp(-E) on a grid, in x and in curved coordinates."""
     layout = spaces.Layout(spaces.Real(2))
-    linear = pilot.Coordinates(
-        layout, np.array([0.5, -0.2]), np.array([[1.2, 0.1], [0.0, 0.7]]), np.log(0.84)
-    )
-    curved = pilot.Coordinates(layout, linear.center, linear.matrix, linear.log_det, _map(2))
+    linear = Coordinates(layout, np.array([0.5, -0.2]), np.array([[1.2, 0.1], [0.0, 0.7]]), np.log(0.84))
+    curved = Coordinates(layout, linear.center, linear.matrix, linear.log_det, _map(2))
     energy = lambda x: jnp.sum((x - 0.1) ** 2, axis=-1) + 0.3 * x[:, 0] ** 4
     axis = jnp.linspace(-12.0, 12.0, 2401)
     grid = jnp.stack(jnp.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -108,7 +107,7 @@ def test_a_bent_ridge_is_straightened():
 def test_a_sampler_with_a_map_is_saved(tmp_path):
     energy = lambda x: 0.5 * jnp.sum(x**2, axis=-1)
     layout = spaces.Layout(spaces.Real(2))
-    coordinates = pilot.Coordinates(layout, np.zeros(2), np.eye(2), 0.0, _map(2))
+    coordinates = Coordinates(layout, np.zeros(2), np.eye(2), 0.0, _map(2))
     design = egm.sampler.Design(layout, width=8, num_times=5)
     parts = egm.sampler.parts_of(design, coordinates.energy(energy))
     unit = egm.typing.Moments(jnp.zeros(2), jnp.ones(2))

@@ -672,6 +672,7 @@ EXCLUDED = {
     "egm.scales.find_length": "called by find_scales and the pilot, which check",
     "egm.refinement": "its own table of bad input: tests/egm/test_fit.py",
     "egm.curves": "energies and layouts that fit has checked: tests/egm/test_fit.py",
+    "egm.coordinates": "layouts and maps that fit has checked: tests/egm/test_fit.py",
     "egm.pilot": "energies and layouts that fit has checked: tests/egm/test_fit.py",
     "egm.sampler": "built by fit and load: tests/egm/test_fit.py",
     "egm.spaces": "its own table of bad input: tests/egm/test_spaces.py",
