@@ -5,6 +5,7 @@ from egm.energies.conditionals import WithColouring, WithConditionals
 from egm.energies.double_well import DoubleWell4
 from egm.energies.gaussian_mixture import GaussianMixture
 from egm.energies.gb_rbm import GaussianBernoulliRBM
+from egm.energies.graphs import IndependentSet, MaximumCut
 from egm.energies.ising import Ising
 from egm.energies.joint_double_well import JointDoubleWell
 from egm.energies.joint_mixture import CoupledJointMixture, JointGaussianMixture
@@ -20,10 +21,12 @@ __all__ = [
     "DoubleWell4",
     "GaussianBernoulliRBM",
     "GaussianMixture",
+    "IndependentSet",
     "Ising",
     "JointDoubleWell",
     "JointGaussianMixture",
     "LennardJones",
+    "MaximumCut",
     "Potts",
     "SpinGlass",
     "WithColouring",

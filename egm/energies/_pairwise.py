@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks
+from egm.energies import lattices
 from egm.energies.lattices import checked_edge
 from egm.typing import Array, Key
 
@@ -151,3 +152,61 @@ def tokens(x: Any, num_sites: int, vocab_size: int) -> Array:
     if x.ndim < 1 or x.shape[-1] != num_sites:
         raise ValueError(f"x must have shape [..., {num_sites}], the sites of this energy, got {x.shape}")
     return checks.tokens(x, vocab_size)
+
+
+class OnGraph:
+    """What a model of pairwise terms on a graph offers, by its `_model` and a constant."""
+
+    num_sites: int
+    edges: tuple[tuple[int, int], ...]
+    vocab_size: Any
+    _model: Any
+    _constant: Any = 0.0
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """(L,)."""
+        return (self.num_sites,)
+
+    @property
+    def colouring(self) -> tuple[int, ...]:
+        """[L] a colour for each site, none the same at both ends of an edge, the most frequent the last."""
+        return lattices.colouring(self.num_sites, self.edges)
+
+    def __call__(self, x: Array) -> Array:
+        """Energy [...] of tokens x [..., L] in 0..V-1; raises TypeError, ValueError for anything else."""
+        return self._constant - self._model.log_weight(self._tokens(x))
+
+    def single_site_conditionals(self, x: Array) -> Array:
+        """Logits [..., L, V] of every site's token given all the others; errors as of the call."""
+        return self._model.conditionals(self._tokens(x))[0]
+
+    def revealed_conditionals(self, x: Array, scale: Any = 1.0, depth: int = 1) -> tuple[Array, Array]:
+        """Logits of the hidden sites given the revealed ones, and where they are exact.
+
+        Belief propagation in `depth` rounds, from no messages: exact where the hidden sites that hang
+        together with a site form a tree of at most `depth` bonds from it to revealed ones.
+
+        Args:
+          x: [..., L] integer tokens in 0..V, V the mask.
+          scale: factor on the energy, a scalar, may be traced.
+          depth: rounds, at least 0.
+
+        Returns:
+          (logits [..., L, V], exact [..., L] bool, False at revealed sites).
+
+        Raises:
+          TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
+        """
+        return self._model.conditionals(self._tokens(x), scale, depth)
+
+    def log_partition(self) -> float:
+        """log sum_x exp(-E(x)) in float64, by enumeration; raises ValueError above 2^20 states."""
+        return log_partition(self._model) - self._constant
+
+    def sample(self, key: Key, n: int) -> Array:
+        """[n, L] exact samples by enumeration; raises ValueError above 2^20 states."""
+        return sample(self._model, key, n)
+
+    def _tokens(self, x: Any) -> Array:
+        return tokens(x, self.num_sites, self.vocab_size)

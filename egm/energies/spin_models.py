@@ -13,71 +13,13 @@ import numpy as np
 from egm import checks, random
 from egm.energies import _pairwise as pairwise
 from egm.energies import lattices
-from egm.typing import Array, Key
+from egm.typing import Key
 
 __all__ = ["Potts", "SpinGlass"]
 
 
-class _OnGraph:
-    """What a model of pairwise terms on a graph offers, by its `_model` and a constant."""
-
-    num_sites: int
-    edges: tuple[tuple[int, int], ...]
-    vocab_size: Any
-    _model: Any
-    _constant: Any = 0.0
-
-    @property
-    def event_shape(self) -> tuple[int, ...]:
-        """(L,)."""
-        return (self.num_sites,)
-
-    @property
-    def colouring(self) -> tuple[int, ...]:
-        """[L] a colour for each site, none the same at both ends of an edge, the most frequent the last."""
-        return lattices.colouring(self.num_sites, self.edges)
-
-    def __call__(self, x: Array) -> Array:
-        """Energy [...] of tokens x [..., L] in 0..V-1; raises TypeError, ValueError for anything else."""
-        return self._constant - self._model.log_weight(self._tokens(x))
-
-    def single_site_conditionals(self, x: Array) -> Array:
-        """Logits [..., L, V] of every site's token given all the others; errors as of the call."""
-        return self._model.conditionals(self._tokens(x))[0]
-
-    def revealed_conditionals(self, x: Array, scale: Any = 1.0, depth: int = 1) -> tuple[Array, Array]:
-        """Logits of the hidden sites given the revealed ones, and where they are exact.
-
-        Belief propagation in `depth` rounds, from no messages: exact where the hidden sites that hang
-        together with a site form a tree of at most `depth` bonds from it to revealed ones.
-
-        Args:
-          x: [..., L] integer tokens in 0..V, V the mask.
-          scale: factor on the energy, a scalar, may be traced.
-          depth: rounds, at least 0.
-
-        Returns:
-          (logits [..., L, V], exact [..., L] bool, False at revealed sites).
-
-        Raises:
-          TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
-        """
-        return self._model.conditionals(self._tokens(x), scale, depth)
-
-    def log_partition(self) -> float:
-        """log sum_x exp(-E(x)) in float64, by enumeration; raises ValueError above 2^20 states."""
-        return pairwise.log_partition(self._model) - self._constant
-
-    def sample(self, key: Key, n: int) -> Array:
-        """[n, L] exact samples by enumeration; raises ValueError above 2^20 states."""
-        return pairwise.sample(self._model, key, n)
-
-    def _tokens(self, x: Any) -> Array:
-        return pairwise.tokens(x, self.num_sites, self.vocab_size)
-
-
 @dataclasses.dataclass(frozen=True)
-class SpinGlass(_OnGraph):
+class SpinGlass(pairwise.OnGraph):
     """E(x) = -beta (sum over edges of J_e s_i s_j + sum over sites of h_i s_i), s = 2x - 1, on any graph.
 
     Attributes:
@@ -164,7 +106,7 @@ class SpinGlass(_OnGraph):
 
 
 @dataclasses.dataclass(frozen=True)
-class Potts(_OnGraph):
+class Potts(pairwise.OnGraph):
     """E(x) = -beta (sum over edges of J_e [x_i = x_j] + h sum over sites of [x_i = 0]) on any graph.
 
     On the square lattice at J = 1 the transition is at beta = log(1 + sqrt(V)), continuous up to V = 4.

@@ -21,6 +21,7 @@ from bad_input_kinds import (
     whole,
 )
 from hypothesis import strategies as st
+from like_networkx import LikeNetworkx
 
 import egm
 from egm import (
@@ -495,6 +496,9 @@ GAUSSIANS = energies.GaussianMixture(((0.0, 1.0), (1.0, 0.0)))
 ISING = energies.Ising(2, 0.4)
 GLASS = energies.SpinGlass(4, ((0, 1), (1, 2), (2, 3)), 0.5)
 POTTS = energies.Potts(4, ((0, 1), (1, 2), (2, 3)), 2)
+CUT = energies.MaximumCut(4, ((0, 1), (1, 2), (2, 3)))
+ON_GRAPHS = ("SpinGlass", "Potts", "MaximumCut", "IndependentSet")
+SET = energies.IndependentSet(4, ((0, 1), (1, 2), (2, 3)))
 SITES = jnp.zeros((B, 4), jnp.int32)
 RBM_STATE = {"x": jnp.zeros((B, 2)), "h": jnp.zeros((B, 3), jnp.int32)}
 BAD_RBM = (
@@ -524,6 +528,27 @@ ENTRIES += [
           edges=anything(((0, 1), (1, 2)), None, 3, (), ((0, 9),), ((0, 0),), ((0, 1, 2),), (0, 1), "ab"),
           vocab_size=whole(3, 2), couplings=anything(1.0, None, "a", np.nan, (1.0,), (1.0, np.inf)),
           field=number(0.0), inverse_temperature=number(0.4, 0, strict=False)),
+    entry("egm.energies.MaximumCut", energies.MaximumCut, num_sites=whole(3, 2),
+          edges=anything(((0, 1), (1, 2)), None, 3, (), ((0, 9),), ((0, 0),), ((0, 1, 2),), (0, 1), "ab"),
+          weights=anything(1.0, None, "a", np.nan, (1.0,), (1.0, np.inf)),
+          inverse_temperature=number(0.4, 0, strict=False)),
+    entry("egm.energies.IndependentSet", energies.IndependentSet, num_sites=whole(3, 2),
+          edges=anything(((0, 1), (1, 2)), None, 3, (), ((0, 9),), ((0, 0),), ((0, 1, 2),), (0, 1), "ab"),
+          weights=anything(1.0, None, "a", np.nan, (1.0,), (1.0, -1.0, 1.0)),
+          penalty=anything(2.0, "a", np.nan, 0.5, optional=True),
+          inverse_temperature=number(0.4, 0, strict=False)),
+    entry(("MaximumCut.from_graph", "IndependentSet.from_graph", "IndependentSet.cliques"),
+          lambda graph, inverse_temperature: [f(graph, inverse_temperature) for f in (
+              energies.MaximumCut.from_graph, energies.IndependentSet.from_graph,
+              energies.IndependentSet.cliques)],
+          graph=anything(LikeNetworkx(4, ((0, 1), (1, 2))), None, 3, ((0, 1),)),
+          inverse_temperature=number(0.4, 0, strict=False)),
+    entry("MaximumCut.from_graph", energies.MaximumCut.from_graph,
+          graph=anything(LikeNetworkx(4, ((0, 1), (1, 2))), None),
+          weight=anything("weight", 3, b"w", text=True)),
+    entry(("MaximumCut.cut", "IndependentSet.size", "IndependentSet.repaired"),
+          lambda x: [f(x) for f in (CUT.cut, SET.size, SET.repaired)],
+          x=array(SITES, (1,), 1, integers=True)),
     entry("egm.energies.WithColouring", energies.WithColouring, energy=function(ISING),
           colours=anything((0, 1, 1, 0), None, 3, (), ("a",), (0.5, 1.0), (-1, 0))),
     entry("egm.energies.WithPairs", energies.WithPairs, energy=function(ISING),
@@ -539,12 +564,13 @@ ENTRIES += [
     entry("WithColouring.revealed_conditionals",
           energies.WithColouring(ISING, (0, 1, 1, 0)).revealed_conditionals,
           x=array(SITES, (1,), 2, 2, integers=True)),
-    entry(tuple(f"{kind}.{name}" for kind in ("SpinGlass", "Potts") for name in
+    entry(tuple(f"{kind}.{name}" for kind in ON_GRAPHS for name in
                 ("__call__", "single_site_conditionals", "revealed_conditionals")),
-          lambda x: [f(x) for e in (GLASS, POTTS)
+          lambda x: [f(x) for e in (GLASS, POTTS, CUT, SET)
                      for f in (e, e.single_site_conditionals, e.revealed_conditionals)],
           x=array(SITES, (1,), 1, integers=True)),
-    entry(("SpinGlass.sample", "Potts.sample"), lambda key, n: [e.sample(key, n) for e in (GLASS, POTTS)],
+    entry(tuple(f"{kind}.sample" for kind in ON_GRAPHS),
+          lambda key, n: [e.sample(key, n) for e in (GLASS, POTTS, CUT, SET)],
           host=True, key=key(), n=whole(2)),
     entry("Ising.sample", ISING.sample, host=True, key=key(), n=whole(2)),
     entry("egm.energies.GaussianMixture", energies.GaussianMixture,

@@ -396,6 +396,13 @@ ENERGIES = {
         lattice_case(egm.energies.Potts(4, egm.energies.lattices.square((2, 2)), 3, 0.8, 0.4), 4),
         lattice_case(egm.energies.Potts(9, egm.energies.lattices.square((3, 3)), 4), 9),
     ],
+    "MaximumCut": lambda: [
+        lattice_case(egm.energies.MaximumCut(4, ((0, 1), (1, 2), (0, 3)), (0.5, 1.0, -0.7), 0.8), 4),
+    ],
+    "IndependentSet": lambda: [
+        lattice_case(egm.energies.IndependentSet(4, ((0, 1), (1, 2), (0, 3)), (0.5, 1.0, 0.0, 0.7)), 4),
+        lattice_case(egm.energies.IndependentSet(9, egm.energies.lattices.square((3, 3)), 1.0, 1.5, 0.6), 9),
+    ],
     "GaussianMixture": lambda: [
         vector_case(egm.energies.GaussianMixture(((-1.0,), (2.0,)), 0.7, (1, 3)), [[1.0]]),
         vector_case(egm.energies.GaussianMixture(), scale=5.0),
