@@ -10,7 +10,6 @@ weights with that of the chains (`egm.evidence`).
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -34,31 +33,20 @@ from egm import (
     metrics,
     pilot,
     random,
+    stopping,
 )
 from egm.annealing import Item
-from egm.sampler import Design, Sampler, check_network, num_reveals, parts_of, summarize
+from egm.design import Design, check_network, num_reveals, parts_of
+from egm.sampler import Sampler, summarize
 from egm.spaces import Layout, of
 from egm.typing import Array, Energy, Key, Moments, PyTree
 
 __all__ = ["fit"]
 
-_LEARNING_RATE = 2e-3
-_PATIENCE = 15
-"""Iterations without a higher ESS after which the learning rate falls."""
-_FALL = 10
-"""Iterations over which it falls, at least."""
-_OWN_ESS = 0.3
-"""From this ESS on the sampler learns from its own weighted states alone, below from the chains' too."""
-_NUM_LAST = 14_336
-"""States that the figures at the end take: 2,048 to choose the steps, 8,192 forward, up to 4,096 backward."""
-_MOST_LAST = 0.2
-"""Share of the time that is kept for them, at most."""
 _FOR_PILOT = 0.3
 """Share of the time that descents and chains may take, about."""
 _FOR_CURVES = 0.25
 """Share of the time after which no further map for curved coordinates is begun."""
-_MOST_BY_CHAINS = 60
-"""Iterations after which chains that led nowhere (ESS below .02) are given up for annealing."""
 _WORTH_A_STEP = 0.1
 """Share of the sites of the last colour from which an order reveals it at once."""
 _CALLS = 40_000
@@ -134,7 +122,7 @@ def fit(
         checks.function(callback, "callback")
     if network is not None:
         check_network(network, layout)
-    say = _Voice(checks.flag(progress, "progress"), began)
+    say = stopping.Voice(checks.flag(progress, "progress"), began)
     k_check, k_pilot, k_params, k_train, k_final = random.split(key, 5)
     k_curve = random.derive(key, "curved coordinates")
 
@@ -153,7 +141,7 @@ def fit(
     parts = parts_of(design, moved, network)
     training = _Training(design, parts, moved, found, optimizer)
     state = training.start(parts.init(k_params))
-    budget = _Budget(began, seconds, iterations, ess_target)
+    budget = stopping.Budget(began, seconds, iterations, ess_target)
     state, history, stopped = training.run(k_train, state, budget, callback, say)
 
     params = jax.device_get(state.train.ema_params)
@@ -200,51 +188,6 @@ def _colours(energy: Energy, layout: Layout) -> tuple[int, ...]:
     colours = tuple(getattr(energy, "colouring", ()))
     enough = len(set(colours)) > 1 and np.bincount(colours).max() >= _WORTH_A_STEP * len(colours)
     return colours if enough else ()
-
-
-@dataclasses.dataclass
-class _Budget:
-    began: float
-    seconds: float
-    iterations: int | None
-    ess_target: float
-    seconds_a_state: float = 0.0
-    """What it takes to simulate a state, by the training's clock; 0 where it is not known."""
-
-    @property
-    def last(self) -> float:
-        """Seconds that the states of the figures at the end take, or may take."""
-        return min(self.seconds_a_state * _NUM_LAST, _MOST_LAST * self.seconds)
-
-    @property
-    def share_of_last(self) -> float:
-        """How many of these states there is time for, as a share."""
-        room = max(self.left, _MOST_LAST * self.seconds)
-        return min(1.0, room / max(self.seconds_a_state * _NUM_LAST, 1e-9))
-
-    @property
-    def left(self) -> float:
-        return self.seconds - (time.time() - self.began)
-
-
-class _Voice:
-    """Says what is being done, on stderr."""
-
-    def __init__(self, on: bool, began: float):
-        self._on, self._began, self._last = on, began, 0.0
-
-    def phase(self, text: str) -> None:
-        self._say(text)
-
-    def often(self, text: str) -> None:
-        """At most every second."""
-        if time.time() - self._last >= 1.0:
-            self._say(text)
-
-    def _say(self, text: str) -> None:
-        if self._on:
-            self._last = time.time()
-            print(f"[{self._last - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)
 
 
 class _Training:
@@ -320,7 +263,7 @@ class _Training:
         held = jax.tree.map(lambda a, b: a.at[chosen].set(b), held, x)
         log_z = jax.nn.logsumexp(shares) - np.log(self._found.log_z.size)
         # Two unbiased estimates are best added by their precision, which the ESS is a measure of.
-        log_z = log_z + jnp.log(jnp.maximum(_OWN_ESS / jnp.maximum(ess, 1e-4), 1.0))
+        log_z = log_z + jnp.log(jnp.maximum(stopping.OWN_ESS / jnp.maximum(ess, 1e-4), 1.0))
         return self._added(state, x, energy, jnp.full(self._num, log_z)), held
 
     def _added(self, state, x, energy, log_weights):
@@ -336,7 +279,7 @@ class _Training:
     def run(self, key, state, budget, callback, say):
         """(state, history, why it stopped before it was done)."""
         history: dict[str, list[float]] = {}
-        rule, stopped = _Rule(budget, self._falls, self._num), ""
+        rule, stopped = stopping.Rule(budget, self._falls, self._num), ""
         held = jax.tree.map(jnp.asarray, self._found.states)
         say.phase("compiling the training step")
         try:
@@ -364,92 +307,13 @@ class _Training:
         return state, {k: np.asarray(v) for k, v in history.items()}, stopped or rule.stopped
 
 
-class _Rule:
-    """When to go on, at which learning rate, and when to end."""
-
-    def __init__(self, budget: _Budget, falls: bool, num_simulated: int):
-        self._budget, self._falls, self._num = budget, falls, num_simulated
-        self.count, self.rate, self.stopped = 0, _LEARNING_RATE, ""
-        self._ess: list[float] = []
-        self._hopeless = False
-        self._falling_since: int | None = None
-        self._fall_length = _FALL
-        self._ends = time.time()
-        self._seconds_each = 0.0
-
-    def heard(self, values: dict[str, float]) -> None:
-        now = time.time()
-        if self.count > 0:
-            self._seconds_each = max(self._seconds_each * 0.5, now - self._ends)
-            # About half of an iteration is the simulation of its states.
-            self._budget.seconds_a_state = 0.5 * self._seconds_each / self._num
-        self._ends = now
-        self.count += 1
-        full = values["level"] >= 1
-        self._ess.append(values["ess"] if full else 0.0)
-
-    def goes_on(self) -> bool:
-        """Whether there is another iteration; sets its learning rate."""
-        most, left = self._budget.iterations, self._left
-        if most is not None and self.count >= most:
-            return False
-        if self.count and left < 2 * self._seconds_each:
-            self.stopped = "" if self._falling_since is not None else "out of time"
-            return False
-        if self._falling_since is None and self._done_climbing(left, most):
-            self._falling_since = self.count
-            self._fall_length = max(_FALL, self.count // 3)
-            if self._seconds_each > 0:
-                self._fall_length = max(1, min(self._fall_length, int(left / self._seconds_each) - 2))
-            if most is not None:
-                self._fall_length = max(1, min(self._fall_length, most - self.count))
-        if self._falling_since is not None:
-            done = (self.count - self._falling_since) / self._fall_length
-            if done >= 1:
-                return False
-            self.rate = _LEARNING_RATE * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done)))
-        return True
-
-    def needs_chains(self) -> bool:
-        """Whether the chains' states are worth more than the sampler's own, whose weights are few or none.
-
-        An ESS that falls again asks for them again: a few heavy weights would be learned by heart. Not for
-        ever: where the chains have failed the sampler climbs by itself, by annealing.
-        """
-        self._hopeless = self._hopeless or (self.count >= _MOST_BY_CHAINS and max(self._ess) < 0.02)
-        return not self._hopeless and self._ess[-1] < _OWN_ESS
-
-    @property
-    def _left(self) -> float:
-        """Seconds left for training."""
-        return self._budget.left - self._budget.last
-
-    def _done_climbing(self, left: float, most: int | None) -> bool:
-        recent = self._smoothed()
-        if len(recent) < 3:
-            return False
-        if recent[-1] >= self._budget.ess_target:
-            return True
-        best = int(np.argmax(recent))
-        own = self._hopeless or max(self._ess) >= _OWN_ESS
-        patience = _PATIENCE if own else _MOST_BY_CHAINS // 2
-        stalled = recent[-1] > 0 and len(recent) - 1 - best >= max(patience, self.count // 2)
-        short = left < self._seconds_each * max(_FALL, self.count // 3) * 1.2
-        few = most is not None and most - self.count <= max(_FALL, self.count // 3)
-        return stalled or short or few
-
-    def _smoothed(self) -> np.ndarray:
-        ess = np.asarray(self._ess)
-        return np.array([np.median(ess[max(0, i - 2) : i + 1]) for i in range(len(ess))])
-
-
 @optax.inject_hyperparams
 def _adam_with(learning_rate):
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(learning_rate, b2=0.99))
 
 
 def _adam() -> optax.GradientTransformation:
-    return _adam_with(learning_rate=_LEARNING_RATE)
+    return _adam_with(learning_rate=stopping.LEARNING_RATE)
 
 
 def _finished(key, sampler, found, level, stopped, budget, say) -> Sampler:

@@ -24,33 +24,24 @@ from egm import (
     batching,
     checks,
     evidence,
-    heads,
     importance,
     metrics,
     modules,
-    networks,
-    paths,
-    processes,
     random,
 )
 from egm.checkpoint import paths as folders
 from egm.coordinates import Coordinates
+from egm.design import Design, inputs, parts_of
 from egm.simulate import draw_prior, path_log_weights, simulate
 from egm.spaces import Circle, Interval, Layout, Particles, Positive, Real, Tokens
 from egm.transport import CouplingMap, Transport
 from egm.typing import Array, Energy, Key, Moments, PyTree, State
 
-__all__ = ["Design", "Parts", "Sampler", "Samples", "check_network", "num_reveals", "parts_of", "summarize"]
+__all__ = ["Sampler", "Samples", "summarize"]
 
 VERSION = 1
 """Of the format of saved samplers."""
 _CHUNK = 2048
-_UNIFORM = 4.5
-"""Noise after which an angle is uniform to 1e-4."""
-_LARGEST = 10.0
-"""b |score| over sqrt(D) at which a target is cut: one state on a cliff must not outweigh a batch."""
-_MIXED_FROM = 6
-"""Dimensions from which a network has channels for each coordinate."""
 
 
 summarize = jax.jit(metrics.summarize)
@@ -141,165 +132,6 @@ class Samples(NamedTuple):
         if int(arviz.__version__.split(".")[0]) < 1:
             return arviz.from_dict(posterior=named)
         return arviz.from_dict({"posterior": named})
-
-
-@dataclasses.dataclass(frozen=True)
-class Design:
-    """What was found of a target and decided for its sampler: plain numbers, from which it is rebuilt.
-
-    Attributes:
-      layout: of the states.
-      length_scale, data_scale: s and S in the sampler's coordinates.
-      reach: sigma_max over S.
-      width, depth: of the network.
-      num_times: steps of a simulation.
-      flip: whether the network keeps the symmetry of exchanged tokens (with x -> -x on mixed states).
-      shifts: whether it keeps that of shifts of a periodic grid.
-      pairs: whether the energy is made of pair terms that `egm.energies.pair_terms` finds.
-      colours: [L] of tokens alone, the last of which is revealed at once; () for one site a step.
-    """
-
-    layout: Layout
-    length_scale: float = 1.0
-    data_scale: float = 1.0
-    reach: float = 2.5
-    width: int = 128
-    depth: int = 3
-    num_times: int = 100
-    flip: bool = False
-    shifts: bool = False
-    pairs: bool = False
-    colours: tuple[int, ...] = ()
-
-
-class Parts(NamedTuple):
-    """The library's parts of a design.
-
-    Attributes:
-      path, process, head: as `make_iteration` and `simulate` take them.
-      init, apply: of the network.
-    """
-
-    path: Any
-    process: Any
-    head: Any
-    init: Callable[[Key], PyTree]
-    apply: Callable[..., Any]
-
-
-def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
-    """Path, process, head and network of a design.
-
-    Args:
-      design: as found.
-      energy: E in the sampler's coordinates; a masked skip is taken from it where it offers one.
-      network: None for the space's own; or as `egm.modules.given` takes it, of (x, t).
-
-    Returns:
-      Parts.
-    """
-    layout, scale = design.layout, (design.length_scale, design.data_scale)
-    vector: Any = None
-    tokens: Any = None
-    if layout.num_coordinates:
-        path = _gaussian_path(design)
-        if layout.particles is not None:
-            path = paths.CenteredPath(path, layout.particles.num_particles, layout.particles.spatial_dim)
-        process = processes.DiffusionProcess(path, data_scale=design.data_scale)
-        vector = (path, process, heads.ScoreHead(path, *scale, max_target_norm=_LARGEST))
-    if layout.num_sites:
-        tokens = _tokens_part(design)
-    if vector is not None and tokens is not None:
-        head = heads.ProductHead({"x": vector[2], "h": tokens[2]})
-        process = processes.ProductProcess({"x": vector[1], "h": tokens[1]})
-        path = head.path
-    else:
-        alone: Any = tokens if vector is None else vector
-        path, process, head = alone
-    own = _network(design, vector[0] if vector else None, energy) if network is None else network
-    module = modules.given(own)
-    init = lambda key: module.init(key, *_inputs(layout, 1))
-    return Parts(path, process, head, init, _legal(module.apply, layout))
-
-
-def num_reveals(layout: Layout, colours: tuple[int, ...]) -> int:
-    """Steps from masks to tokens alone."""
-    return processes.orders.colouring(colours).num_steps if colours else layout.num_sites
-
-
-def _tokens_part(design: Design) -> tuple[Any, Any, Any]:
-    """(path, process, head) of the tokens."""
-    path = paths.MaskedPath(design.layout.vocab_size)
-    if design.layout.num_coordinates:
-        return path, processes.JumpProcess(path), heads.DenoiserHead(path)
-    if not design.colours:
-        return path, processes.AnyOrderProcess(path), heads.DenoiserHead(path)
-    order = processes.orders.colouring(design.colours)
-    return path, processes.OrderedProcess(path, order), heads.DenoiserHead(path, order)
-
-
-def check_network(network: Any, layout: Layout) -> None:
-    """Raises TypeError or ValueError unless it may stand for the network of this layout's states."""
-    num = 3
-    vector = (num, layout.num_coordinates, 2)
-    tokens = (num, layout.num_sites, layout.vocab_size)
-    modules.check_output(modules.given(network), _inputs(layout, num), layout.joined(vector, tokens))
-
-
-def _inputs(layout: Layout, num: int) -> tuple[State, Array]:
-    """(the library's states, times) as a network is given them, zeros."""
-    x = jnp.zeros((num, layout.num_coordinates))
-    return layout.joined(x, jnp.zeros((num, layout.num_sites), jnp.int32)), jnp.zeros(num)
-
-
-def _gaussian_path(design: Design) -> Any:
-    """The path of the vector's part, as wide as the design says; wide enough for angles to be uniform."""
-    s, sigma_max, angles = design.length_scale, design.reach * design.data_scale, design.layout.angles
-    if not angles.any():
-        return paths.VarianceExplodingPath(s, sigma_max, length_scale=s)
-    circular = None if angles.all() else tuple(angles.tolist())
-    return paths.WrappedPath(s, max(sigma_max, _UNIFORM), s, circular)
-
-
-def _network(design: Design, path: Any, energy: Any) -> Any:
-    """The network of the space."""
-    layout = design.layout
-    scale: dict[str, Any] = {"length_scale": design.length_scale, "data_scale": design.data_scale}
-    size: dict[str, Any] = {"width": design.width, "depth": design.depth}
-    if layout.particles is not None:
-        args = (path, layout.particles.num_particles, layout.particles.spatial_dim)
-        if layout.num_sites:
-            return networks.EGNNMixed(*args, layout.vocab_size, **scale, **size)
-        return networks.EGNN(*args, **scale, **size)
-    if layout.num_coordinates and layout.num_sites:
-        return networks.MLPMixed(path, layout.vocab_size, **scale, **size, flip=design.flip)
-    grid = layout.grid if design.shifts else ()
-    if layout.num_coordinates and grid:
-        return networks.TorusVector(path, grid[0], **scale)
-    if layout.num_coordinates >= _MIXED_FROM and not layout.angles.any():
-        return networks.CoordinateVector(path, **scale, **size)
-    if layout.num_coordinates:
-        return networks.MLPVector(path, **scale, **size)
-    skip = getattr(energy, "masked_conditionals", None)
-    if grid:
-        shape = {"channels": 16, "expansion": 1, "flip": design.flip, "skip": skip}
-        return networks.TorusDenoiser(grid[0], layout.vocab_size, **shape)
-    return networks.MLPDenoiser(layout.vocab_size, **size, flip=design.flip, skip=skip)
-
-
-def _legal(apply: Callable[..., Any], layout: Layout) -> Callable[..., Any]:
-    """The network with the logits of tokens that a site does not have far below all others."""
-    sizes = layout.vocab_sizes
-    if not sizes.size or sizes.min() == layout.vocab_size:
-        return apply
-    none = np.arange(layout.vocab_size)[None] >= sizes[:, None]
-
-    def legal(params, state, t):
-        out = apply(params, state, t)
-        logits = jnp.where(none, -30.0, out["h"] if layout.num_coordinates else out)
-        return {**out, "h": logits} if layout.num_coordinates else logits
-
-    return legal
 
 
 class Sampler:
@@ -590,7 +422,7 @@ class Sampler:
         arrays = jax.tree.map(np.asarray, arrays)
         params = arrays["params"]
         if about.get("own_network"):
-            params = modules.with_leaves(modules.given(network), _inputs(layout, 1), params)
+            params = modules.with_leaves(modules.given(network), inputs(layout, 1), params)
         coordinates = _coordinates(layout, about, arrays)
         function = batching.batched_energy(energy, layout, batched)
         found = cls(

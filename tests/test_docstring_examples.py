@@ -20,7 +20,7 @@ import pytest
 import egm
 import energymatch
 from egm.coordinates import Coordinates
-from egm.sampler import Design, parts_of
+from egm.design import Design, parts_of
 from egm.typing import Moments
 
 SAMPLER = [

@@ -43,8 +43,8 @@ LAYERS = [
     ["egm.iteration"],
     ["egm.checkpoint"],
     ["egm.spaces", "egm.transport"],
-    ["egm.coordinates", "egm.batching", "egm.modules"],
-    ["egm.pilot"],
+    ["egm.coordinates", "egm.batching", "egm.modules", "egm.stopping"],
+    ["egm.pilot", "egm.design"],
     ["egm._questions", "egm.curves", "egm.sampler"],
     ["egm.fitting", "egm.refinement"],
     ["egm"],
@@ -72,7 +72,7 @@ LAYERS = [
 """One entry a folder or a module of its own, the ground floor first."""
 PACKAGES = ("egm", "energymatch")
 NETWORKS = ("egm.networks", "energymatch.networks")
-FRONT_DOOR = ("egm.sampler", "energymatch.fitting", "energymatch.model")
+FRONT_DOOR = ("egm.design", "energymatch.fitting", "energymatch.model")
 """Who may choose a network for the user."""
 CORE = {"jax", "jaxlib", "flax", "optax", "orbax", "chex", "numpy"}
 """Import names of the core dependencies."""

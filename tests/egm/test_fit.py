@@ -12,7 +12,7 @@ import scipy.special
 from scipy import integrate
 
 import egm
-from egm import _questions, evidence, fitting, pilot
+from egm import _questions, evidence, pilot, stopping
 from egm.spaces import Interval, Layout, Positive, Real, Tokens
 from egm.typing import Moments
 
@@ -309,8 +309,8 @@ def test_every_space_is_one_that_a_saved_sampler_knows():
 
 def rule(**told):
     """A rule with an hour of time, told of iterations of these ESS."""
-    budget = fitting._Budget(time.time(), 3600.0, None, 0.95)
-    found = fitting._Rule(budget, True, 1024)
+    budget = stopping.Budget(time.time(), 3600.0, None, 0.95)
+    found = stopping.Rule(budget, True, 1024)
     for ess in told["ess"]:
         found.heard({"ess": ess, "level": 1.0})
     return found
@@ -330,8 +330,8 @@ def test_training_ends_in_time_for_the_last_figures():
     found = rule(ess=[0.4, 0.4])
     for each, seconds, kept in ((1.0, 100.0, 7.0), (4.0, 100.0, 20.0)):
         found._seconds_each = each
-        found._budget = fitting._Budget(time.time(), seconds, None, 0.95, 0.5 * each / 1024)
+        found._budget = stopping.Budget(time.time(), seconds, None, 0.95, 0.5 * each / 1024)
         assert abs(found._left - (seconds - kept)) < 1.0
-    found._budget = fitting._Budget(time.time() - 75.0, 100.0, None, 0.95, 2.0 / 1024)
+    found._budget = stopping.Budget(time.time() - 75.0, 100.0, None, 0.95, 2.0 / 1024)
     assert not found.goes_on()
     assert found.stopped == "out of time"

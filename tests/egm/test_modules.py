@@ -13,7 +13,8 @@ import egm
 import energymatch
 from egm import modules
 from egm.coordinates import Coordinates
-from egm.sampler import Design, Sampler, check_network
+from egm.design import Design, check_network
+from egm.sampler import Sampler
 from egm.spaces import Layout, Real, Tokens
 from energymatch.likelihood import MixturePrior
 from energymatch.model import EnergyModel, Whitening, network_of

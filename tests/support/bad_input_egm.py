@@ -692,6 +692,8 @@ EXCLUDED = {
     "egm.evidence": "its own table of bad input: tests/egm/test_evidence.py",
     "egm.batching": "its own table of bad input: tests/egm/test_spaces.py",
     "egm.modules": "its own table of bad input: tests/egm/test_modules.py",
+    "egm.design": "chosen by fit: tests/egm/test_fit.py",
+    "egm.stopping": "told by fit: tests/egm/test_fit.py",
     "egm.fitting": "its own table of bad input: tests/egm/test_fit.py",
     "egm.moves": "called with states and energies that others have checked: tests/egm/test_moves.py",
     "egm.rejuvenation": "called by a step of make_iteration, which checks",
