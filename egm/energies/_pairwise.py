@@ -7,6 +7,7 @@ this form, s s' = 2 [s = s'] - 1.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from typing import Any
 
@@ -20,6 +21,9 @@ from egm.energies.lattices import checked_edge
 from egm.typing import Array, Key
 
 _MOST_STATES = 2**20
+_DENSE, _DENSE_SHARE = 256, 16
+"""Sites up to which bonds are a matrix, and of larger graphs the most pairs of sites to a directed edge."""
+_FEW_NEIGHBOURS = 6.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -60,6 +64,8 @@ class Pairwise:
 
     def conditionals(self, x: Array, scale: Any = 1.0, depth: int = 0) -> tuple[Array, Array]:
         """(logits [..., L, V], exact [..., L]) given visible tokens, by `depth` rounds of messages."""
+        if depth == 0 and self.dense is not None:
+            return self._by_products(x, scale)
         sites, vocab = self.shape
         visible = x < vocab
         bonds = scale * jnp.repeat(jnp.asarray(self.bonds, float), 2)
@@ -82,6 +88,30 @@ class Pairwise:
             message = jnp.where(known[..., None], direct, out)
             exact = known | (count[..., source] - ~exact[..., back] == 0)
         return self._gathered(message, bias), (self._inexact(exact) == 0) & ~visible
+
+    @functools.cached_property
+    def dense(self) -> np.ndarray | None:
+        """K as a matrix [L, L], where a product with it is no slower than gathering over edges; or None."""
+        sites, _ = self.shape
+        if sites > _DENSE and sites**2 > _DENSE_SHARE * 2 * len(self.edges):
+            return None
+        matrix = np.zeros((sites, sites))
+        for (i, j), bond in zip(self.edges, self.bonds, strict=True):
+            matrix[i, j] += bond
+            matrix[j, i] += bond
+        return matrix
+
+    def _by_products(self, x: Array, scale: Any) -> tuple[Array, Array]:
+        """`conditionals` without messages, by matrix products."""
+        sites, vocab = self.shape
+        seen = jax.nn.one_hot(x, vocab, axis=-2, dtype=float)  # the mask is none of them
+        bonds = jnp.asarray(self.dense, float)
+        field = jnp.swapaxes(jnp.matmul(seen, bonds, precision="highest"), -1, -2)
+        hidden, joined = x == vocab, np.zeros((sites, sites), np.float32)
+        joined[tuple(self.edges.T)] = joined[tuple(self.edges[:, ::-1].T)] = 1.0
+        open_ = jnp.matmul(hidden.astype(jnp.float32), joined) > 0.5
+        bias = jnp.broadcast_to(jnp.asarray(self.biases, float), field.shape)
+        return scale * (field + bias), hidden & ~open_
 
     def _gathered(self, message: Array, bias: Array) -> Array:
         none = jnp.zeros((*message.shape[:-2], 1, message.shape[-1]), message.dtype)
@@ -181,7 +211,9 @@ class OnGraph:
         """Logits [..., L, V] of every site's token given all the others; errors as of the call."""
         return self._model.conditionals(self._tokens(x))[0]
 
-    def revealed_conditionals(self, x: Array, scale: Any = 1.0, depth: int = 1) -> tuple[Array, Array]:
+    def revealed_conditionals(
+        self, x: Array, scale: Any = 1.0, depth: int | None = None
+    ) -> tuple[Array, Array]:
         """Logits of the hidden sites given the revealed ones, and where they are exact.
 
         Belief propagation in `depth` rounds, from no messages: exact where the hidden sites that hang
@@ -190,7 +222,8 @@ class OnGraph:
         Args:
           x: [..., L] integer tokens in 0..V, V the mask.
           scale: factor on the energy, a scalar, may be traced.
-          depth: rounds, at least 0.
+          depth: rounds, at least 0. None: 1 where sites have up to six neighbours in the mean; 0 on denser
+            graphs, where hidden sites seldom hang together as a tree and messages take long.
 
         Returns:
           (logits [..., L, V], exact [..., L] bool, False at revealed sites).
@@ -198,6 +231,8 @@ class OnGraph:
         Raises:
           TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
         """
+        if depth is None:
+            depth = 1 if 2 * len(self.edges) <= _FEW_NEIGHBOURS * self.num_sites else 0
         return self._model.conditionals(self._tokens(x), scale, depth)
 
     def log_partition(self) -> float:

@@ -9,7 +9,7 @@ import pytest
 from like_networkx import LikeNetworkx
 
 import egm
-from egm.energies import IndependentSet, MaximumCut
+from egm.energies import IndependentSet, MaximumCut, _pairwise
 
 NUM = 9
 STATES = np.array(list(itertools.product((0, 1), repeat=NUM)))
@@ -86,6 +86,22 @@ def test_a_clique_is_an_independent_set_of_the_complement():
     clique = np.all((STATES == 0) | (others == 0), axis=1)
     best = STATES[np.argmin(of(energy, STATES))]
     assert clique[np.argmin(of(energy, STATES))] and best.sum() == STATES.sum(1)[clique].max()
+
+
+def test_bonds_as_a_matrix_are_bonds_by_edges(monkeypatch):
+    """Of visible and hidden nodes; an edge that is there twice counts twice."""
+    edges, weights, _ = graph(6)
+    edges, weights = (*edges, edges[0]), (*weights, 0.3)
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 3, (200, NUM)))
+    found = []
+    for most in (256, 0):
+        monkeypatch.setattr(_pairwise, "_DENSE", most)
+        monkeypatch.setattr(_pairwise, "_DENSE_SHARE", 0)
+        energy = MaximumCut(NUM, edges, weights)
+        assert (energy._model.dense is None) == (most == 0)
+        found.append(energy.revealed_conditionals(x, 0.7, 0))
+    np.testing.assert_allclose(*(logits for logits, _ in found), atol=1e-5)
+    np.testing.assert_array_equal(*(exact for _, exact in found))
 
 
 @pytest.mark.slow
