@@ -357,6 +357,9 @@ def _finished(key, sampler, found, level, stopped, budget, say) -> Sampler:
     return sampler
 
 
+_ess = jax.jit(lambda log_weights: importance.snis(log_weights).ess)
+
+
 def _steps(key, sampler, budget) -> int:
     """The fewest steps of 50, 100, 200 and 400 that come near the ESS target or the best there is."""
     best, chosen = 0.0, sampler.design.num_times
@@ -364,7 +367,7 @@ def _steps(key, sampler, budget) -> int:
         if best > 0 and budget.left < -0.2 * budget.seconds:
             break
         _, log_weights = sampler._run(key, sampler.params, sampler.moments, 2048, num_times)
-        ess = float(summarize(log_weights).ess)
+        ess = float(_ess(log_weights))
         if ess > best * 1.1:
             best, chosen = ess, num_times
         else:
