@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +102,73 @@ def denoised(path: GaussianPath, out: Gaussian, x: Array, t: Array) -> Array:
         field, total = out.velocity, noise * path.alpha_dot(t) + alpha * share
     on_field, on_x = ((part / total).astype(x.dtype)[:, None] for part in (noise, share))
     return on_field * field + on_x * x
+
+
+class NoisePair(NamedTuple):
+    """The law of (x_t, x_r) given x_1 whose noises have a correlation rho, coordinate by coordinate.
+
+    x_s = alpha_s x_1 + sigma_s e_s at both times, e_t and e_r standard normal: each state is normal given
+    the other and x_1. Parts are [N, 1].
+
+    Attributes:
+      on_data, on_state, known: x_r given (x_t, x_1) is N(on_data x_1 + on_state x_t, known).
+      back_state, back_score: x_t given x_r has mean back_state x_r + back_score times the score at x_r.
+      back_known, back_data: and variance back_known + back_data^2 Var[x_1 | x_r].
+    """
+
+    on_data: Array
+    on_state: Array
+    known: Array
+    back_state: Array
+    back_score: Array
+    back_known: Array
+    back_data: Array
+
+
+def noise_pair(path: GaussianPath, t: Array, r: Array, share: Array, dtype: Any) -> NoisePair:
+    """The pair of a noise that decorrelates at `share` times the rate of the path's own p_{t|r}.
+
+    The path's own has rho* = a sigma_r / sigma_t; here rho = rho*^share. share = 1: x_t given x_r does not
+    depend on x_1; share = 0: the noise is kept, as along the conditional flow.
+
+    Args:
+      path: a Gaussian path.
+      t, r: [N].
+      share: [N] >= 0, (g / g*)^2.
+      dtype: of the result.
+    """
+    wide = jnp.result_type(t, r, dtype, jnp.float32)
+    t, r, share = t.astype(wide), r.astype(wide), share.astype(wide)
+    scale, _, noise = path.kernel(t, r)
+    before, after = path.variance(t), path.variance(r)
+    # At r = 1 nothing is left of the noise: x_r is x_1, whatever the share.
+    last = after == 0
+    log_own = jnp.log1p(-jnp.where(last, 0.5, noise / before))  # 2 log rho*
+    decorrelated = jnp.where(last, 1.0, -jnp.expm1(share * log_own))  # 1 - rho^2
+    both = jnp.where(last, 0.0, jnp.exp(0.5 * (share + 1) * log_own))  # rho rho*
+    push = jnp.where(last, 0.0, -jnp.expm1(0.5 * (share - 1) * log_own))  # 1 - rho / rho*
+    parts = (
+        path.alpha(r) * jnp.where(last, 1.0, -jnp.expm1(0.5 * (share + 1) * log_own)),
+        both / scale,
+        after * decorrelated,
+        scale,
+        scale * after * push,
+        before * decorrelated,
+        path.alpha(t) * push,
+    )
+    return NoisePair(*(part.astype(dtype)[:, None] for part in parts))
+
+
+def posterior(path: GaussianPath, out: Gaussian, x: Array, t: Array, data_scale: float) -> Array:
+    """[N, D], or [N, 1] on a subspace: Var[x_1 | x_t] by the record, else that of N(0, data_scale^2)."""
+    if out.posterior_variance is None:
+        noise = path.variance(t)
+        broad = jnp.square(path.alpha(t) * data_scale) + noise
+        return (data_scale**2 * noise / broad).astype(x.dtype)[:, None]
+    size = path.dimension(x.shape[-1])
+    if size < x.shape[-1]:
+        return jnp.sum(out.posterior_variance, axis=-1, keepdims=True) / size
+    return out.posterior_variance
 
 
 def normal_log_density(path: GaussianPath, x: Array, mean: Array, variance: Array) -> Array:

@@ -24,14 +24,15 @@ class SuperpositionProcess:
 
     Each of them is u . grad plus g_i^2 times what keeps the marginals, so the mixture is the diffusion
     with g^2 = sum of w_i g_i^2, a flow's g being 0: the drift u is shared, only the noise mixes. It
-    steps exactly as `DiffusionProcess` with that coefficient, by Euler(-Maruyama) steps whatever the
-    parts' own kernels are, so path weights are exact.
+    steps exactly as `DiffusionProcess` with that coefficient, whatever the parts' own kernels are: path
+    weights are exact, without a determinant, and their spread falls with the step.
 
     Attributes:
       processes: a tuple of flows, diffusions and superpositions of them.
       weights: as many numbers >= 0 that sum to 1; or a hashable function of times [N] that returns
         such a tuple, of scalars or [N] each. Concrete ones that are no such weights raise; traced ones
         make the step NaN, which counts as invalid.
+      data_scale: as for `DiffusionProcess`; None takes the first that a part has.
 
     Raises:
       TypeError: a process is of another kind. ValueError: paths differ, or the weights are none.
@@ -47,6 +48,7 @@ class SuperpositionProcess:
 
     processes: tuple[Any, ...]
     weights: tuple[float, ...] | Callable[[Array], tuple[Any, ...]]
+    data_scale: float | None = None
 
     def __post_init__(self):
         if not isinstance(self.processes, tuple | list):
@@ -64,6 +66,8 @@ class SuperpositionProcess:
                     f"processes must share one path, got {processes[0].path!r} and {process.path!r}"
                 )
         object.__setattr__(self, "processes", processes)
+        if self.data_scale is not None:
+            object.__setattr__(self, "data_scale", checks.positive_float(self.data_scale, "data_scale"))
         if not callable(self.weights):
             if not isinstance(self.weights, tuple | list):
                 raise TypeError(f"weights must be a tuple of numbers or a function, got {self.weights!r:.80}")
@@ -97,12 +101,6 @@ class SuperpositionProcess:
         """One step forward; args and result as for `DiffusionProcess.step`."""
         return self._diffusion.step(key, x_t, generator, t, r)
 
-    def step_with_folds(
-        self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array
-    ) -> tuple[Array, Array, Array]:
-        """(x_r, log_ratio, folded [N] bool), as for `DiffusionProcess.step_with_folds`."""
-        return self._diffusion.step_with_folds(key, x_t, generator, t, r)
-
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, D] ~ backward(. | x_r)."""
         return self._diffusion.reverse_step(key, x_r, generator, t, r)
@@ -113,7 +111,12 @@ class SuperpositionProcess:
 
     @property
     def _diffusion(self):
-        return DiffusionProcess(self.path, self.diffusion_coefficient)
+        return DiffusionProcess(self.path, self.diffusion_coefficient, self._data_scale)
+
+    @property
+    def _data_scale(self):
+        parts = (getattr(p, "_data_scale", getattr(p, "data_scale", None)) for p in self.processes)
+        return next((s for s in (self.data_scale, *parts) if s is not None), None)
 
     def _check(self, weights):
         weights = tuple(weights)
