@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from egm import checks, collectives
 from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Gaussian, ModelFn
+from egm.typing import Array, Gaussian, Mixture, ModelFn
 
 MAX_DIMENSION = 64
 """Trailing size up to which a flow's determinant is computed unless told otherwise."""
@@ -52,9 +52,11 @@ def model(path: GaussianPath, generator: ModelFn, x: Array, t: Array) -> Gaussia
     """`generator(x, t)` as a record whose parts are checked to be [N, D], the fields projected.
 
     Raises:
-      TypeError, ValueError: the generator returned neither an array nor a `Gaussian`, or a wrong shape.
+      TypeError, ValueError: the generator returned neither an array nor a record, or a wrong shape.
     """
     out = checks.function(generator, "generator")(x, t)
+    if isinstance(out, Mixture):
+        return mixture_moments(path, checked_mixture(out, x), x, t)
     if not isinstance(out, Gaussian):
         out = Gaussian(out)
     if out.velocity is None:
@@ -73,6 +75,48 @@ def model(path: GaussianPath, generator: ModelFn, x: Array, t: Array) -> Gaussia
         part("score", out.score, True),
         part("posterior_variance", out.posterior_variance, False),
     )
+
+
+class Posterior(NamedTuple):
+    """p(x_1 | x_t) as a mixture: log-weights [N, K] (normalised), means and variances [N, K, D]."""
+
+    log_weights: Array
+    means: Array
+    variances: Array
+
+
+def checked_mixture(out: Mixture, x: Array) -> Mixture:
+    """The record in the dtype of x [N, D]; raises where a part has another shape."""
+    if not isinstance(out, Mixture):
+        raise TypeError(f"generator must return a Mixture for jumps, got {out!r:.80}")
+    size = jnp.shape(out.log_weights)[-1] if jnp.ndim(out.log_weights) == 2 else 1
+    shapes = ((x.shape[0], size), *((x.shape[0], size, x.shape[1]),) * 2)
+    named = zip(Mixture._fields, out, shapes, strict=True)
+    parts = [checks.model_output(part, f"generator's {n}", shape) for n, part, shape in named]
+    return Mixture(*(part.astype(x.dtype) for part in parts))
+
+
+def mixture_posterior(path: GaussianPath, mixture: Mixture, x: Array, t: Array) -> Posterior:
+    """Bayes' rule at x [N, D] and t [N], finite at t = 1 too."""
+    alpha, noise = (c.astype(x.dtype)[:, None, None] for c in (path.alpha(t), path.variance(t)))
+    total = noise + alpha**2 * mixture.variances
+    off = x[:, None] - alpha * mixture.means
+    evidence = -0.5 * jnp.sum(off**2 / total + jnp.log(total), axis=-1)
+    weights = jax.nn.log_softmax(mixture.log_weights + evidence, axis=-1)
+    share = mixture.variances / total
+    return Posterior(weights, mixture.means + alpha * share * off, share * noise)
+
+
+def mixture_moments(path: GaussianPath, mixture: Mixture, x: Array, t: Array) -> Gaussian:
+    """The velocity, the score and the variance of x_1 that a mixture stands for."""
+    found = mixture_posterior(path, mixture, x, t)
+    p = jnp.exp(found.log_weights)[..., None]
+    alpha, noise = (c.astype(x.dtype)[:, None, None] for c in (path.alpha(t), path.variance(t)))
+    slope = (alpha * mixture.means - x[:, None]) / (noise + alpha**2 * mixture.variances)
+    field = path.project(jnp.sum(p * slope, axis=1))
+    first = jnp.sum(p * found.means, axis=1)
+    spread = jnp.sum(p * (found.variances + jnp.square(found.means - first[:, None])), axis=1)
+    return Gaussian(path.velocity_from_score(field, x, t), field, spread)
 
 
 def score(path: GaussianPath, out: Gaussian, x: Array, t: Array) -> Array:

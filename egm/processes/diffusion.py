@@ -126,7 +126,21 @@ class DiffusionProcess:
         x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")
         forward = self._forward(x_t, generator, t, r)
         x_r = self._draw(_keys(key, x_t), forward)
-        return x_r, self._ratio(x_t, x_r, forward, generator, t, r)
+        ahead = _gaussian.normal_log_density(self.path, x_r, *forward)
+        return x_r, self._log_backward(x_t, x_r, generator, t, r) - ahead
+
+    def draw_forward(self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array) -> Array:
+        """x_r [N, D] ~ forward(. | x_t), the state of `step` alone."""
+        x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")
+        return self._draw(_keys(key, x_t), self._forward(x_t, generator, t, r))
+
+    def log_kernels(
+        self, x_t: Array, x_r: Array, before: ModelFn, after: ModelFn, t: Array, r: Array
+    ) -> tuple[Array, Array]:
+        """(log forward(x_r | x_t), log backward(x_t | x_r)), [N] each; the generators asked at t and r."""
+        x_t, x_r, t, r = _gaussian.prepare_pair(self.path, x_t, x_r, t, r)
+        forward = _gaussian.normal_log_density(self.path, x_r, *self._forward(x_t, before, t, r))
+        return forward, self._log_backward(x_t, x_r, after, t, r)
 
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, D] ~ backward(. | x_r); at g* the generator is not needed."""
@@ -138,8 +152,8 @@ class DiffusionProcess:
 
     def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """[N] log backward - log forward of a given pair, as in `step`."""
-        x_t, x_r, t, r = _gaussian.prepare_pair(self.path, x_t, x_r, t, r)
-        return self._ratio(x_t, x_r, self._forward(x_t, generator, t, r), generator, t, r)
+        forward, backward = self.log_kernels(x_t, x_r, generator, generator, t, r)
+        return backward - forward
 
     @property
     def _own(self):
@@ -177,12 +191,10 @@ class DiffusionProcess:
 
         return random.per_example(one, keys, *kernel)
 
-    def _ratio(self, x_t, x_r, forward, generator, t, r):
-        ahead = _gaussian.normal_log_density(self.path, x_r, *forward)
+    def _log_backward(self, x_t, x_r, generator, t, r):
         if self._own:
-            return self.path.log_noising(x_t, t, x_r, r) - ahead
-        backward = self._backward(x_r, generator, t, r)
-        return _gaussian.normal_log_density(self.path, x_t, *backward) - ahead
+            return self.path.log_noising(x_t, t, x_r, r)
+        return _gaussian.normal_log_density(self.path, x_t, *self._backward(x_r, generator, t, r))
 
 
 def _keys(key: Key, x: Array) -> Array:
