@@ -36,7 +36,6 @@ __all__ = [
     "HeadCounts",
     "Key",
     "LocalPath",
-    "Mixture",
     "MaskingPath",
     "ModelFn",
     "Moments",
@@ -47,6 +46,7 @@ __all__ = [
     "PyTree",
     "RelaxedEnergy",
     "State",
+    "TargetMixture",
     "Time",
     "TokenPath",
     "Trajectory",
@@ -124,7 +124,7 @@ class Gaussian(NamedTuple):
     posterior_variance: Array | None = None
 
 
-class Mixture(NamedTuple):
+class TargetMixture(NamedTuple):
     """A target as seen from N points: a mixture of K normal distributions with independent coordinates.
 
     What a model may say instead of a `Gaussian`: p(x_1 | x_t) is in proportion to this mixture's density at

@@ -11,7 +11,7 @@ import numpy as np
 
 from egm import checks
 from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Energy, HeadCounts, Mixture
+from egm.typing import Array, Energy, HeadCounts, TargetMixture
 
 __all__ = ["MixtureHead", "MixtureTarget"]
 
@@ -27,7 +27,7 @@ class MixtureTarget(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class MixtureHead:
-    """[B, D, 3 K] that stand for a `Mixture` of K normal distributions on a Gaussian path.
+    """[B, D, 3 K] that stand for a `TargetMixture` of K normal distributions on a Gaussian path.
 
     With the three blocks of K channels (F, G, H), S the extent of the target and m its centre,
       means m + S (e_k + F_k), variances S^2 (1 - q) exp(G_k), log-weights the mean of H_k over coordinates,
@@ -72,7 +72,7 @@ class MixtureHead:
 
     def generator(
         self, output: Array, x_t: Array, t: Array | None = None, energy: Energy | None = None
-    ) -> Mixture:
+    ) -> TargetMixture:
         """The target as seen from x_t [B, D]; neither t nor the energy is needed."""
         del t, energy
         output, x_t = checks.float_array(output, "output"), checks.float_array(x_t, "x_t", min_ndim=2)
@@ -88,7 +88,7 @@ class MixtureHead:
         # Bounded so that no exponential overflows.
         spread = self.data_scale**2 * narrow * jnp.exp(16.0 * jnp.tanh(factor / 16.0))
         means = center + self.data_scale * (jnp.broadcast_to(offsets[None], shift.shape) + shift)
-        return Mixture(jnp.mean(logits, axis=-1), means, spread)
+        return TargetMixture(jnp.mean(logits, axis=-1), means, spread)
 
     def conditional_target(
         self, x_1: Array, x_t: Array, t: Array, energy: Energy | None = None
@@ -129,7 +129,7 @@ class MixtureHead:
         return HeadCounts(0, 0)
 
 
-def _log_density(mixture: Mixture, x: Array, alpha: Array, noise: Array) -> Array:
+def _log_density(mixture: TargetMixture, x: Array, alpha: Array, noise: Array) -> Array:
     """[B] log of the mixture scaled by alpha and widened by noise, at x [B, D], up to (2 pi)^(-D/2)."""
     total = noise + alpha**2 * mixture.variances
     off = x[:, None] - alpha * mixture.means

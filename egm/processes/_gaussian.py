@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from egm import checks, collectives
 from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Gaussian, Mixture, ModelFn
+from egm.typing import Array, Gaussian, ModelFn, TargetMixture
 
 MAX_DIMENSION = 64
 """Trailing size up to which a flow's determinant is computed unless told otherwise."""
@@ -55,7 +55,7 @@ def model(path: GaussianPath, generator: ModelFn, x: Array, t: Array) -> Gaussia
       TypeError, ValueError: the generator returned neither an array nor a record, or a wrong shape.
     """
     out = checks.function(generator, "generator")(x, t)
-    if isinstance(out, Mixture):
+    if isinstance(out, TargetMixture):
         return mixture_moments(path, checked_mixture(out, x), x, t)
     if not isinstance(out, Gaussian):
         out = Gaussian(out)
@@ -85,18 +85,18 @@ class Posterior(NamedTuple):
     variances: Array
 
 
-def checked_mixture(out: Mixture, x: Array) -> Mixture:
+def checked_mixture(out: TargetMixture, x: Array) -> TargetMixture:
     """The record in the dtype of x [N, D]; raises where a part has another shape."""
-    if not isinstance(out, Mixture):
-        raise TypeError(f"generator must return a Mixture for jumps, got {out!r:.80}")
+    if not isinstance(out, TargetMixture):
+        raise TypeError(f"generator must return a TargetMixture for jumps, got {out!r:.80}")
     size = jnp.shape(out.log_weights)[-1] if jnp.ndim(out.log_weights) == 2 else 1
     shapes = ((x.shape[0], size), *((x.shape[0], size, x.shape[1]),) * 2)
-    named = zip(Mixture._fields, out, shapes, strict=True)
+    named = zip(TargetMixture._fields, out, shapes, strict=True)
     parts = [checks.model_output(part, f"generator's {n}", shape) for n, part, shape in named]
-    return Mixture(*(part.astype(x.dtype) for part in parts))
+    return TargetMixture(*(part.astype(x.dtype) for part in parts))
 
 
-def mixture_posterior(path: GaussianPath, mixture: Mixture, x: Array, t: Array) -> Posterior:
+def mixture_posterior(path: GaussianPath, mixture: TargetMixture, x: Array, t: Array) -> Posterior:
     """Bayes' rule at x [N, D] and t [N], finite at t = 1 too."""
     alpha, noise = (c.astype(x.dtype)[:, None, None] for c in (path.alpha(t), path.variance(t)))
     total = noise + alpha**2 * mixture.variances
@@ -107,7 +107,7 @@ def mixture_posterior(path: GaussianPath, mixture: Mixture, x: Array, t: Array) 
     return Posterior(weights, mixture.means + alpha * share * off, share * noise)
 
 
-def mixture_moments(path: GaussianPath, mixture: Mixture, x: Array, t: Array) -> Gaussian:
+def mixture_moments(path: GaussianPath, mixture: TargetMixture, x: Array, t: Array) -> Gaussian:
     """The velocity, the score and the variance of x_1 that a mixture stands for."""
     found = mixture_posterior(path, mixture, x, t)
     p = jnp.exp(found.log_weights)[..., None]

@@ -98,7 +98,7 @@ class SuperpositionProcess:
         return jnp.sqrt(self._squared(t))
 
     def step(self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array) -> tuple[Array, Array]:
-        """One step forward; args and result as for `DiffusionProcess.step`; jumps need a `Mixture`."""
+        """One step forward; args and result as for `DiffusionProcess.step`; jumps need a `TargetMixture`."""
         if not self._has_jumps:
             return self._diffusion.step(key, x_t, generator, t, r)
         x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")

@@ -35,9 +35,9 @@ _DRAWS = 32
 class VectorJumpProcess:
     """Jumps of whole states in R^D; between them a state does not move at all.
 
-    The generator says a `Mixture`, from which p(x_1 | x) is a mixture of normal distributions: so are the
-    densities of where jumps lead, and the probabilities to stay are sums of closed forms. Both kernels of a
-    step are the exact ones of the process for that p(x_1 | x): with the exact mixture log w has no spread,
+    The generator says a `TargetMixture`, by which p(x_1 | x) is a mixture of normal distributions: so are
+    the densities of where jumps lead, and the probabilities to stay are sums of closed forms. Both kernels of
+    a step are the exact ones of the process for that p(x_1 | x): with the exact mixture log w has no spread,
     whatever the number of steps; with any other weights are exact all the same.
 
     A jump need not pass through what lies between two modes: mass that is on the wrong side goes over as
@@ -52,7 +52,7 @@ class VectorJumpProcess:
     Examples:
       >>> path = egm.paths.VarianceExplodingPath(0.1, 5.0)
       >>> process = egm.processes.VectorJumpProcess(path)
-      >>> target = egm.typing.Mixture(np.log([0.8, 0.2]), np.array([[-3.0], [3.0]]), np.ones((2, 1)))
+      >>> target = egm.typing.TargetMixture(np.log([0.8, 0.2]), np.array([[-3.0], [3.0]]), np.ones((2, 1)))
       >>> generator = lambda x, t: jax.tree.map(lambda a: jnp.broadcast_to(a, (len(x), *a.shape)), target)
       >>> x_0 = path.sample_prior(jax.random.key(0), (2000, 1))
       >>> trajectory = egm.simulate(jax.random.key(1), process, generator, x_0, process.times(10))
@@ -90,7 +90,7 @@ class VectorJumpProcess:
         Args:
           key: a typed key, or [N] of them.
           x_t: [N, D].
-          generator: `fn(x, t)` that returns a `Mixture`.
+          generator: `fn(x, t)` that returns a `TargetMixture`.
           t: scalar or [N], before r.
           r: scalar or [N].
 
@@ -99,7 +99,7 @@ class VectorJumpProcess:
           an atom where x_r = x_t.
 
         Raises:
-          TypeError, ValueError: the generator returns no `Mixture`, or a shape is wrong.
+          TypeError, ValueError: the generator returns no `TargetMixture`, or a shape is wrong.
         """
         x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")
         found, law = self._posterior(x_t, generator, t), _law(self.path, t, r, x_t.dtype)

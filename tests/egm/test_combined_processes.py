@@ -208,7 +208,7 @@ still = lambda x, t: jnp.zeros_like(x)
          ValueError, "coefficient must return values >= 0"),
         (lambda: SuperpositionProcess((), ()), ValueError, "processes must hold at least one"),
         (lambda: SuperpositionProcess((JumpProcess(MaskedPath(2)),), (1.0,)),
-         TypeError, r"jumps on R\^d are not there yet, got JumpProcess"),
+         TypeError, r"processes must be flows, diffusions, jumps on R\^d .*, got JumpProcess"),
         (lambda: SuperpositionProcess((FLOW, FlowProcess(EXPLODING)), (0.5, 0.5)),
          ValueError, "processes must share one path"),
         (lambda: SuperpositionProcess((FLOW, NOISE), (1.0,)), ValueError, "one a process, 2 in all, got 1"),

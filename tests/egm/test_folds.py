@@ -73,7 +73,7 @@ def test_step_norm_and_counts_in_a_product():
     x = jnp.linspace(-1.0, 1.0, 8)[:, None]
     norm = EVERY["euler"].step_norm(x, wave(1.5), 0.0, 0.5)
     np.testing.assert_allclose(norm, np.abs(1.5 * np.cos(2 * x[:, 0])), rtol=1e-5)
-    product = ProductProcess({"x": EVERY["euler"], "y": EVERY["heun"], "h": JumpProcess(MaskedPath(2))})
+    product = ProductProcess({"x": EVERY["euler"], "y": EVERY["euler"], "h": JumpProcess(MaskedPath(2))})
 
     def generator(state, t):
         folds, h = wave(3.0), state["h"]

@@ -11,7 +11,7 @@ from gaussian_problem import GaussianProblem, gaussian_problem
 import egm
 from egm.paths import CenteredPath, LinearPath, VarianceExplodingPath, VariancePreservingPath, WrappedPath
 from egm.processes import DiffusionProcess, FlowProcess, SuperpositionProcess, VectorJumpProcess
-from egm.typing import Mixture
+from egm.typing import TargetMixture
 
 KEY = jax.random.key(3)
 LINEAR, EXPLODING, PRESERVING = (
@@ -189,9 +189,9 @@ def test_weights_of_a_superposition_with_jumps():
         (lambda: WrappedPath(0.5, 7.0).conditional_rate(jnp.zeros(1), 0.5, jnp.zeros(1), 1.0),
          ValueError, "path must have no angles"),
         (lambda: VectorJumpProcess(LINEAR).step(KEY, jnp.zeros((2, 1)), lambda x, t: x, 0.1, 0.2),
-         TypeError, "generator must return a Mixture for jumps"),
+         TypeError, "generator must return a TargetMixture for jumps"),
         (lambda: VectorJumpProcess(LINEAR).step(
-            KEY, jnp.zeros((2, 1)), lambda x, t: Mixture(jnp.zeros((2, 3)), x, x), 0.1, 0.2),
+            KEY, jnp.zeros((2, 1)), lambda x, t: TargetMixture(jnp.zeros((2, 3)), x, x), 0.1, 0.2),
          ValueError, r"generator's means must return shape \(2, 3, 1\), got \(2, 1\)"),
         (lambda: SuperpositionProcess((both(LINEAR),), (1.0,)), TypeError, "superpositions without jumps"),
     ],

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.special
 
 from egm.paths import MaskedPath, ProductPath
-from egm.typing import Gaussian, Mixture
+from egm.typing import Gaussian, TargetMixture
 
 LOG_Z = 0.7
 
@@ -88,10 +88,10 @@ class GaussianProblem:
         return self._told(self.velocity(x, t), self.score(x, t), self.moments(x, t)[1])
 
     def _parts(self, x, shift=0.0, log_shift=0.0, log_factor=0.0):
-        """The target itself as a `Mixture`, or a wrong one, at each of the points."""
+        """The target itself as a `TargetMixture`, or a wrong one, at each of the points."""
         like = lambda values: _like(values, x[..., 0])
         variances = like(np.broadcast_to(self.sds[:, None] ** 2, self.means.shape))
-        return Mixture(
+        return TargetMixture(
             like(np.log(self.weights)) + log_shift,
             like(self.means) + shift,
             variances * jnp.exp(log_factor),
