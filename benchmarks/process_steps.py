@@ -3,10 +3,12 @@
   python benchmarks/process_steps.py [--targets=gaussian_mixture,coupled_joint_mixture] [--heads=score]
       [--steps=25,50,100,200] [--processes=diffusion,superposition] [--params=FOLDER]
 
-Trains as the examples do, simulating the diffusion, then samples with each process at each number of steps
-by the averaged parameters. With --params the trained state is kept in FOLDER and taken from there when it
-is there already, so that two versions of the library can be compared on one network. Seconds are those of
-this process on all its cores (`time.process_time`) for 1000 samples, compiling left out.
+`--heads=exact` trains nothing: the target, a mixture, says the generator itself and x_0 is drawn from the
+exact marginal, so that what is lost is lost by the steps. Other heads are trained as the examples do,
+simulating the diffusion; then each process samples at each number of steps by the averaged parameters. With
+--params the trained state is kept in FOLDER and taken from there when it is there already, so that two
+versions of the library can be compared on one network. Seconds are those of this process on all its cores
+(`time.process_time`) for 1000 samples, compiling left out.
 """
 
 import functools
@@ -56,7 +58,10 @@ MAKE = {
 
 
 def make_process(name, path, scale):
-    """A process on a Gaussian path; superpositions are half and half, "still" is the diffusion without g."""
+    """A process on a Gaussian path; superpositions are half and half.
+
+    "low_noise" has a tenth of the diffusion's g^2, "still" none.
+    """
     flow = processes.FlowProcess(path, "heun")
     diffusion = processes.DiffusionProcess(path, data_scale=scale)
     jumps = lambda: processes.VectorJumpProcess(path)
@@ -66,6 +71,7 @@ def make_process(name, path, scale):
         "flow": lambda: flow,
         "diffusion": lambda: diffusion,
         "superposition": lambda: processes.SuperpositionProcess((flow, diffusion), (0.5, 0.5)),
+        "low_noise": lambda: processes.DiffusionProcess(path, 0.1**0.5, scale),
         "still": lambda: processes.DiffusionProcess(path, 0.0, scale),
     }
     return made[name]()
@@ -135,16 +141,42 @@ def train(kind, name):
     return energy, path, found, algorithm, *record
 
 
-def measure(energy, process, algorithm, params, moments, steps):
+def exact_generator(energy):
+    """The target itself, as seen from everywhere."""
+    means = jnp.asarray(energy.modes)
+    weights, variances = jnp.log(energy.mode_masses), jnp.full(means.shape, energy.sigma**2)
+    target = egm.typing.TargetMixture(weights, means, variances)
+    return lambda x, t: jax.tree.map(lambda a: jnp.broadcast_to(a, (len(x), *a.shape)), target)
+
+
+def exact_start(energy, path):
+    """`start(key, num)`: states of the first time from the exact marginal, and its density."""
+
+    def start(key, num):
+        k_data, k_noise = jax.random.split(key)
+        first = jnp.asarray(path.t_min, float)
+        x_0 = path.sample(k_noise, energy.sample(k_data, num), first)
+        return egm.PriorDraw(x_0, energy.marginal_log_density(x_0, path.alpha(first), path.variance(first)))
+
+    return start
+
+
+def fitted_start(energy, path, moments):
+    """`start(key, num)`: from the prior with the moments of the training's last buffer."""
+    is_shape = lambda e: isinstance(e, tuple)
+    return lambda key, num: egm.draw_prior(
+        key, path, jax.tree.map(lambda d: (num, *d), energy.event_shape, is_leaf=is_shape), moments
+    )
+
+
+def measure(energy, process, generator, start, steps):
     """(ESS, log Z, its error, seconds for 1000 samples, samples)."""
-    generator = algorithm.generator(params, energy)
     num = min(TRAJECTORIES.value, 2000)
 
     @jax.jit
     def run(key):
         k_prior, k_simulate = jax.random.split(key)
-        shape = jax.tree.map(lambda d: (num, *d), energy.event_shape, is_leaf=lambda e: isinstance(e, tuple))
-        x_0 = egm.draw_prior(k_prior, process.path, shape, moments)
+        x_0 = start(k_prior, num)
         trajectory = egm.simulate(k_simulate, process, generator, x_0, process.times(steps))
         return trajectory.x_1, egm.path_log_weights(energy, process.path, trajectory)
 
@@ -165,15 +197,26 @@ def main(_):
     print("|---|---|---|---|---|---|---|")
     for name in TARGETS.value:
         for kind in HEADS.value:
-            energy, path, found, algorithm, params, moments, evaluations, seconds = train(kind, name)
+            if kind == "exact":
+                energy, evaluations, seconds = MAKE[name][0](), 0.0, 0.0
+                path, found = make_path(jax.random.key(SEED.value), energy, MAKE[name][1])
+                generator = exact_generator(energy)
+            else:
+                energy, path, found, algorithm, params, moments, evaluations, seconds = train(kind, name)
+                generator = algorithm.generator(params, energy)
             exact = float(energy.log_partition())
             for label in PROCESSES.value:
                 process = make_process(label, path, found.data_scale)
                 if isinstance(energy.event_shape, dict):
                     jump = processes.JumpProcess(paths.MaskedPath(energy.vocab_size))
                     process = processes.ProductProcess({"x": process, "h": jump})
+                start = (
+                    exact_start(energy, path)
+                    if kind == "exact"
+                    else fitted_start(energy, process.path, moments)
+                )
                 for steps in map(int, STEPS.value):
-                    ess, log_z, error, cost, _ = measure(energy, process, algorithm, params, moments, steps)
+                    ess, log_z, error, cost, _ = measure(energy, process, generator, start, steps)
                     cells = f"{ess:.3f} | {log_z - exact:+.4f} ± {error:.4f} | {cost:.2f}"
                     print(f"| {name} | {kind} | {label} | {steps} | {cells} |", flush=True)
             print(f"{name}, {kind}: {evaluations:.2g} evaluations, {seconds:.0f} s of training", flush=True)
