@@ -132,6 +132,7 @@ def train(kind, name):
             jax.block_until_ready(state)
             started = time.process_time()
         print(f"{name}, {kind}: {i + 1} of {calls}, ESS {float(report['ess']):.3f}", end="\r", flush=True)
+    print()
     seconds = (time.process_time() - started) * calls / max(calls - 1, 1)
     record = (state.train.ema_params, state.moments, float(state.num_energy_evaluations), seconds)
     record = jax.device_get(record)

@@ -73,7 +73,7 @@ class VectorJumpProcess:
 
     def rate(self, x_t: Array, generator: ModelFn, t: Array) -> Array:
         """[N] the marginal rate of jumps: the mean of `path.conditional_rate` over p(x_1 | x_t); t < 1."""
-        x_t, t, r = _gaussian.prepare(self.path, x_t, t, 1.0, "x_t")
+        x_t, t, r = _gaussian.prepare(self.path, x_t, t, jnp.ones(()), "x_t")
         found = self._posterior(x_t, generator, t)
         k = lambda a: jnp.moveaxis(a, 1, 0)
         p = jnp.exp(k(found.log_weights))
@@ -146,7 +146,7 @@ class VectorJumpProcess:
         stays = jnp.all(x_t == x_r, axis=-1) & ~law.last
         ahead = jax.vmap(_log_forward)(law, x_t, x_r, self._posterior(x_t, before, t))
         back = jax.vmap(_log_backward)(law, x_t, x_r, self._posterior(x_r, after, r))
-        return stays, *(jnp.where(stays, *kernel) for kernel in (ahead, back))
+        return stays, jnp.where(stays, *ahead), jnp.where(stays, *back)
 
     def _posterior(self, x, generator, t):
         out = checks.function(generator, "generator")(x, t)
@@ -174,17 +174,18 @@ def _law(path: GaussianPath, t: Array, r: Array, dtype) -> _Law:
     # What is not used where no state stays, yet finite.
     held = jnp.where(last, 0.5 * noise_t, noise_r)
     lost = noise_t - held
-    parts = (
-        alpha_t,
-        alpha_r,
-        noise_t,
-        noise_r,
-        lost / (held * noise_t),
-        (alpha_r * noise_t - alpha_t * held) / lost,
-        0.5 * jnp.log(held / noise_t),
-        (alpha_r - alpha_t) ** 2 / lost,
+    law = _Law(
+        alpha_t=alpha_t,
+        alpha_r=alpha_r,
+        noise_t=noise_t,
+        noise_r=noise_r,
+        sharpness=lost / (held * noise_t),
+        center=(alpha_r * noise_t - alpha_t * held) / lost,
+        log_shrink=0.5 * jnp.log(held / noise_t),
+        pull=(alpha_r - alpha_t) ** 2 / lost,
+        last=last,
     )
-    return _Law(*(part.astype(dtype) for part in parts), last)
+    return jax.tree.map(lambda a: a if a.dtype == bool else a.astype(dtype), law)
 
 
 def _draw(key: Array, found: _gaussian.Posterior) -> Array:

@@ -20,7 +20,12 @@ LINEAR, EXPLODING, PRESERVING = (
     VariancePreservingPath(0.5, 6.0),
 )
 PATHS = pytest.mark.parametrize(
-    "path", [LINEAR, EXPLODING, PRESERVING], ids=["linear", "exploding", "preserving"]
+    "path",
+    [
+        pytest.param(LINEAR, id="linear"),
+        pytest.param(EXPLODING, id="exploding"),
+        pytest.param(PRESERVING, id="preserving", marks=pytest.mark.slow),
+    ],
 )
 GRID = np.arange(-14.0, 14.0, 0.01)[:, None]
 
@@ -70,37 +75,40 @@ def test_an_snis_mean_of_rates_is_the_marginal_one(path):
 
 
 @PATHS
-@pytest.mark.parametrize("make", [VectorJumpProcess, both], ids=["jumps", "superposition"])
-@pytest.mark.parametrize("t, r", [(0.5, 0.6), (0.7, 1.0)])
-def test_both_kernels_have_mass_one_and_the_exact_ratio(x64, path, make, t, r):
-    """In one dimension, by quadrature; a wrong mixture has kernels too, the exact one p_t / p_r as ratio."""
-    problem = gaussian_problem(path, 1, record="mixture")
-    process = make(path)
-    jump, n = VectorJumpProcess(path), len(GRID)
-    # One point against the whole grid, which it does not lie on.
-    point = jnp.full((n, 1), 0.3337)
-    for generator in (problem.random_generator, problem.exact_generator):
-        for which in (0, 1):
-            pair = (point, jnp.asarray(GRID)) if which == 0 else (jnp.asarray(GRID), point)
-            kernels = jump.log_kernels(*pair, generator, generator, t, r)[1:]
-            stay = jump.log_kernels(point[:1], point[:1], generator, generator, t, r)
-            atom = float(np.exp(stay[1 + which][0])) if bool(stay[0][0]) else 0.0
-            assert atom < 1
-            assert (atom > 0.3) == (r < 1)
-            np.testing.assert_allclose(quadrature(np.exp(kernels[which])) + atom, 1.0, atol=1e-6)
-    x_t = path.sample(KEY, problem.exact_samples(20), t)
-    x_r, ratio = process.step(jax.random.key(1), x_t, problem.exact_generator, t, r)
-    times = (jnp.full(20, s) for s in (t, r))
-    before, after = (problem.log_density(x, s) for x, s in zip((x_t, x_r), times))
-    if make is VectorJumpProcess:
-        np.testing.assert_allclose(ratio, before - after, atol=1e-8)
-        assert np.any(x_t == x_r) == (r < 1)
-    else:
-        # The diffusion's kernels have the right moments alone.
-        assert np.max(np.abs(ratio - (before - after))) < 0.2
+def test_both_kernels_have_mass_one(x64, path):
+    """In one dimension by quadrature, forward and back, of a wrong mixture; nobody stays in the last step."""
+    generator = gaussian_problem(path, 1, record="mixture").random_generator
+    # One point against the whole grid, which it does not lie on; last the point itself.
+    point = jnp.full((len(GRID) + 1, 1), 0.3337)
+    grid = jnp.concatenate([GRID, point[:1]])
+    run = jax.jit(lambda a, b, t, r: VectorJumpProcess(path).log_kernels(a, b, generator, generator, t, r))
+    for t, r in ((0.5, 0.6), (0.7, 1.0)):
+        for which, pair in enumerate(((point, grid), (grid, point))):
+            stays, *kernels = run(*pair, t, r)
+            mass = np.exp(kernels[which])
+            atom = mass[-1] if stays[-1] else 0.0
+            assert not np.any(stays[:-1])
+            assert (0.3 < atom < 1) if r < 1 else atom == 0
+            np.testing.assert_allclose(quadrature(mass[:-1]) + atom, 1.0, atol=1e-6)
 
 
 @PATHS
+@pytest.mark.parametrize("make", [VectorJumpProcess, both], ids=["jumps", "superposition"])
+def test_the_exact_mixture_has_the_exact_ratio(x64, path, make):
+    """log p_t - log p_r for jumps, and up to what the moments of the diffusion's kernels leave out."""
+    problem, process = gaussian_problem(path, 1, record="mixture"), make(path)
+    step = jax.jit(lambda x, t, r: process.step(jax.random.key(1), x, problem.exact_generator, t, r))
+    for t, r in ((0.5, 0.6), (0.7, 1.0)):
+        x_t = path.sample(KEY, problem.exact_samples(20), t)
+        x_r, ratio = step(x_t, t, r)
+        times = (jnp.full(20, s) for s in (t, r))
+        before, after = (problem.log_density(x, s) for x, s in zip((x_t, x_r), times))
+        error = np.max(np.abs(ratio - (before - after)))
+        assert error < (1e-8 if make is VectorJumpProcess else 0.2)
+        assert np.any(x_t == x_r) == (r < 1)
+
+
+@pytest.mark.parametrize("path", [LINEAR, pytest.param(EXPLODING, marks=pytest.mark.slow)])
 def test_steps_draw_from_their_kernels(path):
     """The share that stays and the first two moments of the rest, forward and back, to 4 standard errors."""
     problem, process, n = gaussian_problem(path, 1, record="mixture"), VectorJumpProcess(path), 20_000
@@ -126,7 +134,7 @@ def test_steps_draw_from_their_kernels(path):
             assert abs(np.mean(moved**power) - first) < 4 * error
 
 
-@pytest.mark.parametrize("dim", [2, 10])
+@pytest.mark.parametrize("dim", [pytest.param(2, marks=pytest.mark.slow), 10])
 def test_two_far_modes_of_unequal_mass(dim):
     """20 apart a coordinate, masses .8 and .2, by exact mixtures in 25 steps from the exact marginal at 0.
 
@@ -157,9 +165,13 @@ def test_every_process_takes_a_mixture(x64):
     problem = gaussian_problem(LINEAR, 2, components=3, record="mixture")
     told = gaussian_problem(LINEAR, 2, components=3, record="variance")
     x = problem.exact_samples(5)
-    for process in (FlowProcess(LINEAR), DiffusionProcess(LINEAR), DiffusionProcess(LINEAR, 0.5)):
+    for process in (FlowProcess(LINEAR), DiffusionProcess(LINEAR, 0.5)):
+        steps = [
+            jax.jit(lambda t, r, p=p, q=process: q.step(KEY, x, p.exact_generator, t, r))
+            for p in (problem, told)
+        ]
         for t, r in ((0.3, 0.4), (0.8, 1.0)):
-            made = (process.step(KEY, x, p.exact_generator, t, r) for p in (problem, told))
+            made = (step(t, r) for step in steps)
             jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), *made)
 
 
