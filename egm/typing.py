@@ -46,6 +46,7 @@ __all__ = [
     "PyTree",
     "RelaxedEnergy",
     "State",
+    "TargetMixture",
     "Time",
     "TokenPath",
     "Trajectory",
@@ -121,6 +122,24 @@ class Gaussian(NamedTuple):
     velocity: Array
     score: Array | None = None
     posterior_variance: Array | None = None
+
+
+class TargetMixture(NamedTuple):
+    """A target as seen from N points: a mixture of K normal distributions with independent coordinates.
+
+    What a model may say instead of a `Gaussian`: p(x_1 | x_t) is in proportion to this mixture's density at
+    x_1 times p_{t|1}(x_t | x_1), so again a mixture of K. Where the target is a mixture, that is the record
+    at every x_t and t; another target needs other parts at other points.
+
+    Attributes:
+      log_weights: [N, K], normalised by who uses them.
+      means: [N, K, D].
+      variances: [N, K, D], above 0.
+    """
+
+    log_weights: Array
+    means: Array
+    variances: Array
 
 
 class Moments(NamedTuple):

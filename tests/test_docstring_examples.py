@@ -56,9 +56,9 @@ OTHERS = {
     "egm.paths": "MaskedPath LinearPath VarianceExplodingPath VariancePreservingPath WrappedPath "
     "CenteredPath ProductPath",
     "egm.processes": "DiffusionProcess FlowProcess JumpProcess AnyOrderProcess OrderedProcess ProductProcess "
-    "SuperpositionProcess",
+    "SuperpositionProcess VectorJumpProcess",
     "egm.processes.orders": "random_sites colouring coarse_to_fine",
-    "egm.heads": "DenoiserHead ScoreHead ProductHead",
+    "egm.heads": "DenoiserHead ScoreHead MixtureHead ProductHead",
     "egm.algorithms": "Weighted Naive Bootstrap LocalBootstrap",
     "egm.networks": "MLPVector MLPDenoiser TorusDenoiser EGNN MLPMixed",
     "egm.importance": "snis log_mean_exp clipped_probabilities systematic reliability",

@@ -8,7 +8,8 @@ it is a starting point for the score near t = 1 and a target there.
 """
 
 from egm.heads.denoiser import DenoiserHead
+from egm.heads.mixture import MixtureHead, MixtureTarget
 from egm.heads.product import ProductHead
 from egm.heads.score import ConditionalScore, ScoreHead
 
-__all__ = ["ConditionalScore", "DenoiserHead", "ProductHead", "ScoreHead"]
+__all__ = ["ConditionalScore", "DenoiserHead", "MixtureHead", "MixtureTarget", "ProductHead", "ScoreHead"]

@@ -363,6 +363,37 @@ class GaussianPath(abc.ABC):
         velocity, x, rate, factor = self._conversion(velocity, "velocity", x, t)
         return (velocity - rate * x) / factor
 
+    def conditional_rate(self, x_t: Array, t: Time, x_r: Array, r: Time) -> Array:
+        """The rate of the jumps that keep p_{t|r}(. | x_r): (1/v)'/2 |x_t - b x_r|^2, b = a - a' v/v'.
+
+        A jump leads to a fresh draw from p_{t|r}(. | x_r) itself (`noise`, with the density `log_noising`),
+        wherever it starts: states far from b x_r are taken away as the distribution narrows.
+
+        Args:
+          x_t: [..., D]. t, r: scalars or [...], t < r.
+          x_r: [K, ..., D], any number of extra leading axes.
+
+        Returns:
+          [K, ...] rates. Their mean over x_r ~ p_{r|t} is that of the marginal process.
+
+        Raises:
+          ValueError: shapes that do not match, concrete times with t >= r, or coordinates that are angles.
+
+        Source: jumps are generators of Generator Matching (arXiv 2410.20587), whose own solution stays
+        wherever the density grows; here destinations are normal.
+        """
+        x_t, x_r, t, r = self._pair(x_t, t, x_r, r)
+        if not np.all(self.confinement(x_t.shape[-1])):
+            raise ValueError(f"path must have no angles for jumps, got {self!r}")
+        wide = _wide(t, r, x_t)
+        t, r = t.astype(wide), r.astype(wide)
+        scale, _, variance = self.kernel(t, r)
+        scale_dot = self.alpha_dot(t) / self.alpha(r)
+        variance_dot = self.variance_dot(t) - 2 * scale * scale_dot * self.variance(r)
+        center = scale - scale_dot * variance / variance_dot
+        rate, center = (c.astype(x_t.dtype) for c in (-0.5 * variance_dot / variance**2, center))
+        return rate * jnp.sum(jnp.square(x_t - center[..., None] * x_r), axis=-1)
+
     # Shapes and dtypes.
 
     def _kernel(self, x, t, r):

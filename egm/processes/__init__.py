@@ -7,6 +7,7 @@ from egm.processes.jump import AnyOrderProcess, JumpProcess
 from egm.processes.ordered import OrderedProcess
 from egm.processes.product import ProductProcess
 from egm.processes.superposition import SuperpositionProcess
+from egm.processes.vector_jump import VectorJumpProcess
 
 __all__ = [
     "AnyOrderProcess",
@@ -16,5 +17,6 @@ __all__ = [
     "OrderedProcess",
     "ProductProcess",
     "SuperpositionProcess",
+    "VectorJumpProcess",
     "orders",
 ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives
 from egm.paths.gaussian import GaussianPath
-from egm.typing import Array, Gaussian, ModelFn
+from egm.typing import Array, Gaussian, ModelFn, TargetMixture
 
 MAX_DIMENSION = 64
 """Trailing size up to which a flow's determinant is computed unless told otherwise."""
@@ -52,9 +52,11 @@ def model(path: GaussianPath, generator: ModelFn, x: Array, t: Array) -> Gaussia
     """`generator(x, t)` as a record whose parts are checked to be [N, D], the fields projected.
 
     Raises:
-      TypeError, ValueError: the generator returned neither an array nor a `Gaussian`, or a wrong shape.
+      TypeError, ValueError: the generator returned neither an array nor a record, or a wrong shape.
     """
     out = checks.function(generator, "generator")(x, t)
+    if isinstance(out, TargetMixture):
+        return mixture_moments(path, checked_mixture(out, x), x, t)
     if not isinstance(out, Gaussian):
         out = Gaussian(out)
     if out.velocity is None:
@@ -73,6 +75,48 @@ def model(path: GaussianPath, generator: ModelFn, x: Array, t: Array) -> Gaussia
         part("score", out.score, True),
         part("posterior_variance", out.posterior_variance, False),
     )
+
+
+class Posterior(NamedTuple):
+    """p(x_1 | x_t) as a mixture: log-weights [N, K] (normalised), means and variances [N, K, D]."""
+
+    log_weights: Array
+    means: Array
+    variances: Array
+
+
+def checked_mixture(out: TargetMixture, x: Array) -> TargetMixture:
+    """The record in the dtype of x [N, D]; raises where a part has another shape."""
+    if not isinstance(out, TargetMixture):
+        raise TypeError(f"generator must return a TargetMixture for jumps, got {out!r:.80}")
+    size = jnp.shape(out.log_weights)[-1] if jnp.ndim(out.log_weights) == 2 else 1
+    shapes = ((x.shape[0], size), *((x.shape[0], size, x.shape[1]),) * 2)
+    named = zip(TargetMixture._fields, out, shapes, strict=True)
+    parts = [checks.model_output(part, f"generator's {n}", shape) for n, part, shape in named]
+    return TargetMixture(*(part.astype(x.dtype) for part in parts))
+
+
+def mixture_posterior(path: GaussianPath, mixture: TargetMixture, x: Array, t: Array) -> Posterior:
+    """Bayes' rule at x [N, D] and t [N], finite at t = 1 too."""
+    alpha, noise = (c.astype(x.dtype)[:, None, None] for c in (path.alpha(t), path.variance(t)))
+    total = noise + alpha**2 * mixture.variances
+    off = x[:, None] - alpha * mixture.means
+    evidence = -0.5 * jnp.sum(off**2 / total + jnp.log(total), axis=-1)
+    weights = jax.nn.log_softmax(mixture.log_weights + evidence, axis=-1)
+    share = mixture.variances / total
+    return Posterior(weights, mixture.means + alpha * share * off, share * noise)
+
+
+def mixture_moments(path: GaussianPath, mixture: TargetMixture, x: Array, t: Array) -> Gaussian:
+    """The velocity, the score and the variance of x_1 that a mixture stands for."""
+    found = mixture_posterior(path, mixture, x, t)
+    p = jnp.exp(found.log_weights)[..., None]
+    alpha, noise = (c.astype(x.dtype)[:, None, None] for c in (path.alpha(t), path.variance(t)))
+    slope = (alpha * mixture.means - x[:, None]) / (noise + alpha**2 * mixture.variances)
+    field = path.project(jnp.sum(p * slope, axis=1))
+    first = jnp.sum(p * found.means, axis=1)
+    spread = jnp.sum(p * (found.variances + jnp.square(found.means - first[:, None])), axis=1)
+    return Gaussian(path.velocity_from_score(field, x, t), field, spread)
 
 
 def score(path: GaussianPath, out: Gaussian, x: Array, t: Array) -> Array:
@@ -102,6 +146,73 @@ def denoised(path: GaussianPath, out: Gaussian, x: Array, t: Array) -> Array:
         field, total = out.velocity, noise * path.alpha_dot(t) + alpha * share
     on_field, on_x = ((part / total).astype(x.dtype)[:, None] for part in (noise, share))
     return on_field * field + on_x * x
+
+
+class NoisePair(NamedTuple):
+    """The law of (x_t, x_r) given x_1 whose noises have a correlation rho, coordinate by coordinate.
+
+    x_s = alpha_s x_1 + sigma_s e_s at both times, e_t and e_r standard normal: each state is normal given
+    the other and x_1. Parts are [N, 1].
+
+    Attributes:
+      on_data, on_state, known: x_r given (x_t, x_1) is N(on_data x_1 + on_state x_t, known).
+      back_state, back_score: x_t given x_r has mean back_state x_r + back_score times the score at x_r.
+      back_known, back_data: and variance back_known + back_data^2 Var[x_1 | x_r].
+    """
+
+    on_data: Array
+    on_state: Array
+    known: Array
+    back_state: Array
+    back_score: Array
+    back_known: Array
+    back_data: Array
+
+
+def noise_pair(path: GaussianPath, t: Array, r: Array, share: Array, dtype: Any) -> NoisePair:
+    """The pair of a noise that decorrelates at `share` times the rate of the path's own p_{t|r}.
+
+    The path's own has rho* = a sigma_r / sigma_t; here rho = rho*^share. share = 1: x_t given x_r does not
+    depend on x_1; share = 0: the noise is kept, as along the conditional flow.
+
+    Args:
+      path: a Gaussian path.
+      t, r: [N].
+      share: [N] >= 0, (g / g*)^2.
+      dtype: of the result.
+    """
+    wide = jnp.result_type(t, r, dtype, jnp.float32)
+    t, r, share = t.astype(wide), r.astype(wide), share.astype(wide)
+    scale, _, noise = path.kernel(t, r)
+    before, after = path.variance(t), path.variance(r)
+    # At r = 1 nothing is left of the noise: x_r is x_1, whatever the share.
+    last = after == 0
+    log_own = jnp.log1p(-jnp.where(last, 0.5, noise / before))  # 2 log rho*
+    decorrelated = jnp.where(last, 1.0, -jnp.expm1(share * log_own))  # 1 - rho^2
+    both = jnp.where(last, 0.0, jnp.exp(0.5 * (share + 1) * log_own))  # rho rho*
+    push = jnp.where(last, 0.0, -jnp.expm1(0.5 * (share - 1) * log_own))  # 1 - rho / rho*
+    parts = (
+        path.alpha(r) * jnp.where(last, 1.0, -jnp.expm1(0.5 * (share + 1) * log_own)),
+        both / scale,
+        after * decorrelated,
+        scale,
+        scale * after * push,
+        before * decorrelated,
+        path.alpha(t) * push,
+    )
+    return NoisePair(*(part.astype(dtype)[:, None] for part in parts))
+
+
+def posterior(path: GaussianPath, out: Gaussian, x: Array, t: Array, data_scale: float) -> Array:
+    """[N, D], or [N, 1] on a subspace: Var[x_1 | x_t] by the record, else that of N(0, data_scale^2)."""
+    if out.posterior_variance is None:
+        noise = path.variance(t)
+        broad = jnp.square(path.alpha(t) * data_scale) + noise
+        return (data_scale**2 * noise / broad).astype(x.dtype)[:, None]
+    size = path.dimension(x.shape[-1])
+    if size < x.shape[-1]:
+        return jnp.sum(out.posterior_variance, axis=-1, keepdims=True) / size
+    return out.posterior_variance
 
 
 def normal_log_density(path: GaussianPath, x: Array, mean: Array, variance: Array) -> Array:

@@ -1,6 +1,8 @@
 """Diffusions dx = (u + g^2 s / 2) dt + g dW that keep a Gaussian path's marginals, for any g >= 0.
 
-Both kernels are Gaussian, so path weights are exact for any generator and any number of steps.
+Given x_1 such a diffusion is x_t = alpha_t x_1 + sigma_t e_t whose noise e_t is a stationary
+Ornstein-Uhlenbeck process of rate g^2 / (2 sigma^2). So x_t and x_r are jointly normal given x_1, at any
+two times, and both kernels of a step are known up to the distribution of x_1 given where it starts.
 """
 
 from __future__ import annotations
@@ -10,10 +12,9 @@ import numbers
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 
-from egm import checks, collectives, random
+from egm import checks, random
 from egm.paths.gaussian import GaussianPath
 from egm.processes import _gaussian
 from egm.typing import Array, Key, ModelFn
@@ -21,7 +22,7 @@ from egm.typing import Array, Key, ModelFn
 __all__ = ["DiffusionProcess"]
 
 
-class _Forward(NamedTuple):
+class _Kernel(NamedTuple):
     """N(mean, variance): mean [N, D], variance [N, 1] or [N, D]."""
 
     mean: Array
@@ -32,30 +33,34 @@ class _Forward(NamedTuple):
 class DiffusionProcess:
     """A diffusion with the path's marginals, by its coefficient g.
 
-    Without a coefficient it is g* = `path.diffusion_coefficient`, whose time reverse is the path's own
-    p_{t|r} = N(a x_r, v I). Backward is p_{t|r}; forward has mean (x_t + v s) / a, s the score, exact for
-    the exact score, and variance v / a^2, or with the record's posterior variance the exact one,
-    v sigma_r^2 / sigma_t^2 + (alpha_r v / sigma_t^2)^2 Var[x_1 | x_t] for each coordinate (on a centred
-    subspace isotropic, with the same trace), which keeps the ESS up where steps are few. For a generator
-    without it `data_scale` = l stands for the one of normal data, sigma_t^2 l^2 / (sigma_t^2 +
-    alpha_t^2 l^2). v / a^2 is far too wide where alpha_t is small, on the linear path above all.
+    With g* = `path.diffusion_coefficient`, a = alpha_t / alpha_r and rho* = a sigma_r / sigma_t, a step keeps
+    of the noise the correlation rho = rho*^((g/g*)^2), g at the time t. Both kernels are normal, with the
+    first two moments of the exact ones (m and V: mean and variance of x_1 given the state, by the record):
 
-    With a coefficient both kernels are Euler-Maruyama steps, g = g(t) and h = r - t: forward
-    N(x_t + h (u + g^2 s/2)(x_t, t), g^2 h), backward N(x_r - h (u - g^2 s/2)(x_r, r), g^2 h). Where
-    g(t) = 0 a step is the flow's Euler step with its determinant, computed only then (though compiled
-    for every function g), and refused where it folds, as `FlowProcess` does; above 64 dimensions
-    log_ratio is NaN there.
+      forward  x_r: c m_t + (rho sigma_r / sigma_t) x_t,  sigma_r^2 (1 - rho^2) + c^2 V_t,
+      backward x_t: d m_r + (rho sigma_t / sigma_r) x_r,  sigma_t^2 (1 - rho^2) + d^2 V_r,
+
+    c = alpha_r - rho sigma_r alpha_t / sigma_t and d = alpha_t - rho sigma_t alpha_r / sigma_r. Weights are
+    exact for any generator and any number of steps. Where x_1 given a state is normal with independent
+    coordinates both kernels are exact, and weights have no spread whatever the step; else log w has a
+    variance of the order of a step, for every g: nothing becomes singular as steps shrink, nor as g falls.
+
+    Without a coefficient d = 0: backward is the path's own p_{t|r} = N(a x_r, v I), and a step asks the
+    generator once, else twice. With the coefficient 0 noise falls with the step itself and the limit is the
+    flow: its trajectories without a determinant, in any dimension (`FlowProcess` has the determinant).
 
     Attributes:
       path: a Gaussian path.
       coefficient: None for g*; a hashable function g(t) >= 0 of times [N] that returns [N] or a scalar;
-        or a number c >= 0 for c g* by Euler-Maruyama steps, c = 0 being the flow.
-      data_scale: l, for generators without a posterior variance; None takes v / a^2.
+        or a number c >= 0 for c g*.
+      data_scale: l, for generators without a posterior variance: V is that of N(0, l^2) data. None takes
+        the standard deviation of the path's prior.
 
     Raises:
       TypeError, ValueError: a field is none of these.
 
-    Source: Generator Matching (arXiv 2410.20587); EGM (arXiv 2505.19646).
+    Source: Generator Matching (arXiv 2410.20587); EGM (arXiv 2505.19646); kernels with a free correlation of
+    the noise, DDIM (arXiv 2010.02502).
 
     Examples:
       >>> path = egm.paths.VarianceExplodingPath(0.1, 5.0)
@@ -118,85 +123,67 @@ class DiffusionProcess:
         Returns:
           (x_r [N, D], log_ratio [N] = log backward(x_t | x_r) - log forward(x_r | x_t)).
         """
-        return self.step_with_folds(key, x_t, generator, t, r)[:2]
-
-    def step_with_folds(
-        self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array
-    ) -> tuple[Array, Array, Array]:
-        """(x_r, log_ratio, folded [N] bool): `step`, and the states that a flow's step refused."""
         x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")
         forward = self._forward(x_t, generator, t, r)
         x_r = self._draw(_keys(key, x_t), forward)
-        return x_r, *self._ratio(x_t, x_r, forward, generator, t, r)
+        ahead = _gaussian.normal_log_density(self.path, x_r, *forward)
+        return x_r, self._log_backward(x_t, x_r, generator, t, r) - ahead
+
+    def draw_forward(self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array) -> Array:
+        """x_r [N, D] ~ forward(. | x_t), the state of `step` alone."""
+        x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")
+        return self._draw(_keys(key, x_t), self._forward(x_t, generator, t, r))
+
+    def log_kernels(
+        self, x_t: Array, x_r: Array, before: ModelFn, after: ModelFn, t: Array, r: Array
+    ) -> tuple[Array, Array]:
+        """(log forward(x_r | x_t), log backward(x_t | x_r)), [N] each; the generators asked at t and r."""
+        x_t, x_r, t, r = _gaussian.prepare_pair(self.path, x_t, x_r, t, r)
+        forward = _gaussian.normal_log_density(self.path, x_r, *self._forward(x_t, before, t, r))
+        return forward, self._log_backward(x_t, x_r, after, t, r)
 
     def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """x_t [N, D] ~ backward(. | x_r); at g* the generator is not needed."""
         x_r, t, r = _gaussian.prepare(self.path, x_r, t, r, "x_r")
         keys = _keys(key, x_r)
-        if self.coefficient is None:
+        if self._own:
             return random.per_example(self.path.noise, keys, x_r, r, t)
-        x_t = self._draw(keys, self._backward(x_r, generator, t, r))
-        if not self._may_vanish:
-            return x_t
-
-        def inverse():
-            if x_r.shape[-1] > _gaussian.MAX_DIMENSION:
-                return jnp.full_like(x_r, jnp.nan)
-            fn = _gaussian.euler(self.path, generator, t, r)
-            return _gaussian.preimage(fn, x_r)
-
-        return self._where_still(t, inverse, x_t)
+        return self._draw(keys, self._backward(x_r, generator, t, r))
 
     def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
         """[N] log backward - log forward of a given pair, as in `step`."""
-        x_t, x_r, t, r = _gaussian.prepare_pair(self.path, x_t, x_r, t, r)
-        return self._ratio(x_t, x_r, self._forward(x_t, generator, t, r), generator, t, r)[0]
+        forward, backward = self.log_kernels(x_t, x_r, generator, generator, t, r)
+        return backward - forward
 
     @property
-    def _may_vanish(self):
-        """Whether g may be 0; g* never is before t = 1."""
-        return callable(self.coefficient) or self.coefficient == 0
+    def _own(self):
+        """Whether g is g*, so that backward is p_{t|r}."""
+        return self.coefficient is None or self.coefficient == 1
+
+    @property
+    def _scale(self):
+        return self.path.prior_variance**0.5 if self.data_scale is None else self.data_scale
+
+    def _pair(self, x, t, r):
+        if not callable(self.coefficient):
+            share = jnp.full(t.shape, 1.0 if self.coefficient is None else self.coefficient**2, t.dtype)
+        else:
+            share = jnp.square(self.diffusion_coefficient(t) / self.path.diffusion_coefficient(t))
+        return _gaussian.noise_pair(self.path, t, r, share, x.dtype)
 
     def _forward(self, x, generator, t, r):
-        out = _gaussian.model(self.path, generator, x, t)
-        if self.coefficient is not None:
-            score = _gaussian.score(self.path, out, x, t)
-            return self._euler_maruyama(x, out.velocity, score, t, r, t)
-        # Given x_1 too, x_r is normal: mean c_1 x_1 + c_t x_t and variance `known`.
-        wide = jnp.result_type(t, r, x, jnp.float32)
-        t, r = t.astype(wide), r.astype(wide)
-        scale, _, noise = self.path.kernel(t, r)
-        share = noise / self.path.variance(t)
-        left = self.path.variance(r) / self.path.variance(t)
-        c_1, c_t, known, wide_open = (
-            part.astype(x.dtype)[:, None]
-            for part in (self.path.alpha(r) * share, scale * left, noise * left, noise / scale**2)
-        )
-        mean = self.path.project(c_1 * _gaussian.denoised(self.path, out, x, t) + c_t * x)
-        posterior = out.posterior_variance
-        if posterior is None:
-            if self.data_scale is None:
-                return _Forward(mean, wide_open)
-            broad = jnp.square(self.path.alpha(t) * self.data_scale) + self.path.variance(t)
-            normal = (self.data_scale**2 * self.path.variance(t) / broad).astype(x.dtype)
-            return _Forward(mean, known + c_1**2 * normal[:, None])
-        size = self.path.dimension(x.shape[-1])
-        if size < x.shape[-1]:
-            posterior = jnp.sum(posterior, axis=-1, keepdims=True) / size
-        return _Forward(mean, known + c_1**2 * posterior)
+        out, pair = _gaussian.model(self.path, generator, x, t), self._pair(x, t, r)
+        mean = pair.on_data * _gaussian.denoised(self.path, out, x, t) + pair.on_state * x
+        spread = _gaussian.posterior(self.path, out, x, t, self._scale)
+        return _Kernel(self.path.project(mean), pair.known + pair.on_data**2 * spread)
 
     def _backward(self, x, generator, t, r):
-        out = _gaussian.model(self.path, generator, x, r)
-        score = _gaussian.score(self.path, out, x, r)
-        return self._euler_maruyama(x, -out.velocity, score, t, r, t)
-
-    def _euler_maruyama(self, x, drift, score, t, r, at):
-        """N(x + h (drift + g^2 score / 2), g^2 h), g at the time `at`; the backward has drift -u."""
-        h = _gaussian.step_size(x, t, r)
-        g2 = jnp.square(self.diffusion_coefficient(at)).astype(x.dtype)[:, None]
-        # A score may be infinite where there is no noise.
-        push = jnp.where(g2 == 0, 0.0, 0.5 * g2 * jnp.where(g2 == 0, 0.0, score))
-        return _Forward(self.path.project(x + h * (drift + push)), g2 * h)
+        out, pair = _gaussian.model(self.path, generator, x, r), self._pair(x, t, r)
+        push = pair.back_score * _gaussian.score(self.path, out, x, r)
+        # A score may be infinite where it does not count.
+        mean = pair.back_state * x + jnp.where(pair.back_score == 0, 0.0, push)
+        spread = _gaussian.posterior(self.path, out, x, r, self._scale)
+        return _Kernel(self.path.project(mean), pair.back_known + pair.back_data**2 * spread)
 
     def _draw(self, keys, kernel):
         def one(key, mean, variance):
@@ -204,46 +191,10 @@ class DiffusionProcess:
 
         return random.per_example(one, keys, *kernel)
 
-    def _ratio(self, x_t, x_r, forward, generator, t, r):
-        """(log_ratio [N], folded [N] bool)."""
-        none = jnp.zeros_like(x_t[:, 0], bool)
-        if self.coefficient is None:
-            backward = self.path.log_noising(x_t, t, x_r, r)
-            return backward - _gaussian.normal_log_density(self.path, x_r, *forward), none
-        back = self._backward(x_r, generator, t, r)
-        noisy = self._log_density(x_t, back) - self._log_density(x_r, forward)
-        if not self._may_vanish:
-            return noisy, none
-        still = self.diffusion_coefficient(t) == 0
-
-        def flow():
-            if x_t.shape[-1] > _gaussian.MAX_DIMENSION:
-                return jnp.full_like(x_t[:, 0], jnp.nan), none
-            _, ratio, folded = _gaussian.flow_step(_gaussian.euler(self.path, generator, t, r), x_t)
-            return ratio, folded & still
-
-        # One array for both, so that one condition serves: a fold is marked by +inf, which no flow gives.
-        def marked():
-            ratio, folded = flow()
-            return jnp.where(folded, jnp.inf, ratio)
-
-        ratio = self._where_still(t, marked, noisy)
-        folded = still & (ratio == jnp.inf)
-        return jnp.where(folded, jnp.nan, ratio), folded
-
-    def _log_density(self, x, kernel):
-        safe = jnp.where(kernel.variance == 0, 1.0, kernel.variance)
-        return _gaussian.normal_log_density(self.path, x, kernel.mean, safe)
-
-    def _where_still(self, t, flow, noisy):
-        """`flow()` in the rows with g(t) = 0 and `noisy` elsewhere; without such rows flow is not run."""
-        still = self.diffusion_coefficient(t) == 0
-
-        def run(make):
-            return lambda: collectives.varying_like(make().astype(noisy.dtype), noisy)
-
-        value = jax.lax.cond(jnp.any(still), run(flow), run(lambda: jnp.zeros_like(noisy)))
-        return jnp.where(still.reshape(still.shape + (1,) * (noisy.ndim - 1)), value, noisy)
+    def _log_backward(self, x_t, x_r, generator, t, r):
+        if self._own:
+            return self.path.log_noising(x_t, t, x_r, r)
+        return _gaussian.normal_log_density(self.path, x_t, *self._backward(x_r, generator, t, r))
 
 
 def _keys(key: Key, x: Array) -> Array:

@@ -6,13 +6,16 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks
+from egm import checks, random
 from egm.paths.gaussian import GaussianPath
+from egm.processes import _gaussian
 from egm.processes.diffusion import DiffusionProcess
 from egm.processes.flow import FlowProcess
+from egm.processes.vector_jump import VectorJumpProcess
 from egm.typing import Array, Key, ModelFn
 
 __all__ = ["SuperpositionProcess"]
@@ -20,18 +23,23 @@ __all__ = ["SuperpositionProcess"]
 
 @dataclasses.dataclass(frozen=True)
 class SuperpositionProcess:
-    """The process whose generator is a convex mixture of flows' and diffusions' on one path.
+    """The process whose generator is a convex mixture of flows', diffusions' and jumps' on one path.
 
-    Each of them is u . grad plus g_i^2 times what keeps the marginals, so the mixture is the diffusion
-    with g^2 = sum of w_i g_i^2, a flow's g being 0: the drift u is shared, only the noise mixes. It
-    steps exactly as `DiffusionProcess` with that coefficient, by Euler(-Maruyama) steps whatever the
-    parts' own kernels are, so path weights are exact.
+    Flows and diffusions are u . grad plus g_i^2 times what keeps the marginals, so what they mix to is the
+    diffusion with g^2 = sum of w_i g_i^2, a flow's g being 0: the drift u is shared, only the noise mixes.
+    It steps exactly as `DiffusionProcess` with that coefficient, whatever the parts' own kernels are: path
+    weights are exact, without a determinant, and their spread falls with the step.
+
+    With jumps a step is a jump's with their weight, else the diffusion's of the other parts: the mean
+    generator over a step is the mixture's. Both kernels are the mixtures of the parts', so that log_ratio is
+    a function of the two states, whichever part led from one to the other.
 
     Attributes:
-      processes: a tuple of flows, diffusions and superpositions of them.
+      processes: a tuple of flows, diffusions, jumps (`VectorJumpProcess`) and superpositions without jumps.
       weights: as many numbers >= 0 that sum to 1; or a hashable function of times [N] that returns
         such a tuple, of scalars or [N] each. Concrete ones that are no such weights raise; traced ones
         make the step NaN, which counts as invalid.
+      data_scale: as for `DiffusionProcess`; None takes the first that a part has.
 
     Raises:
       TypeError: a process is of another kind. ValueError: paths differ, or the weights are none.
@@ -47,6 +55,7 @@ class SuperpositionProcess:
 
     processes: tuple[Any, ...]
     weights: tuple[float, ...] | Callable[[Array], tuple[Any, ...]]
+    data_scale: float | None = None
 
     def __post_init__(self):
         if not isinstance(self.processes, tuple | list):
@@ -55,15 +64,19 @@ class SuperpositionProcess:
         if not processes:
             raise ValueError("processes must hold at least one process, got none")
         for process in processes:
-            if not isinstance(process, FlowProcess | DiffusionProcess | SuperpositionProcess):
+            nested = isinstance(process, SuperpositionProcess) and not process._has_jumps
+            if not nested and not isinstance(process, FlowProcess | DiffusionProcess | VectorJumpProcess):
                 raise TypeError(
-                    f"processes must be flows and diffusions, jumps on R^d are not there yet, got {process!r}"
+                    "processes must be flows, diffusions, jumps on R^d and superpositions without jumps, "
+                    f"got {process!r}"
                 )
             if process.path != processes[0].path:
                 raise ValueError(
                     f"processes must share one path, got {processes[0].path!r} and {process.path!r}"
                 )
         object.__setattr__(self, "processes", processes)
+        if self.data_scale is not None:
+            object.__setattr__(self, "data_scale", checks.positive_float(self.data_scale, "data_scale"))
         if not callable(self.weights):
             if not isinstance(self.weights, tuple | list):
                 raise TypeError(f"weights must be a tuple of numbers or a function, got {self.weights!r:.80}")
@@ -82,38 +95,104 @@ class SuperpositionProcess:
 
     def diffusion_coefficient(self, t: Array) -> Array:
         """The mixture's g(t), of the shape of t."""
+        return jnp.sqrt(self._squared(t))
+
+    def step(self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array) -> tuple[Array, Array]:
+        """One step forward; args and result as for `DiffusionProcess.step`; jumps need a `TargetMixture`."""
+        if not self._has_jumps:
+            return self._diffusion.step(key, x_t, generator, t, r)
+        x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")
+        known = _at(generator, x_t, t)
+        jumps, k_jump, k_move = self._choice(key, x_t, t)
+        jumped, _ = self._jump.step(k_jump, x_t, generator, t, r)
+        moved = self._diffusion.draw_forward(k_move, x_t, known, t, r)
+        x_r = jnp.where(jumps[:, None], jumped, moved)
+        return x_r, self._ratio(x_t, x_r, known, generator, t, r)
+
+    def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
+        """x_t [N, D] ~ backward(. | x_r)."""
+        if not self._has_jumps:
+            return self._diffusion.reverse_step(key, x_r, generator, t, r)
+        x_r, t, r = _gaussian.prepare(self.path, x_r, t, r, "x_r")
+        known = _at(generator, x_r, r)
+        jumps, k_jump, k_move = self._choice(key, x_r, t)
+        jumped = self._jump.reverse_step(k_jump, x_r, known, t, r)
+        return jnp.where(jumps[:, None], jumped, self._diffusion.reverse_step(k_move, x_r, known, t, r))
+
+    def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
+        """[N] log backward - log forward of a given pair."""
+        if not self._has_jumps:
+            return self._diffusion.log_ratio(x_t, x_r, generator, t, r)
+        x_t, x_r, t, r = _gaussian.prepare_pair(self.path, x_t, x_r, t, r)
+        return self._ratio(x_t, x_r, _at(generator, x_t, t), generator, t, r)
+
+    def _ratio(self, x_t, x_r, known, generator, t, r):
+        after = _at(generator, x_r, r)
+        stays, *jump = self._jump.log_kernels(x_t, x_r, known, after, t, r)
+        move = self._diffusion.log_kernels(x_t, x_r, known, after, t, r)
+        share = self._jump_share(t)
+        # Where a state stays only a jump's step has led there: its probability, not a density.
+        forward, backward = (
+            jnp.where(stays, j, jnp.logaddexp(jnp.log(share) + j, jnp.log1p(-share) + m))
+            for j, m in zip(jump, move)
+        )
+        return backward - forward
+
+    def _choice(self, key, x, t):
+        """(whether the step is a jump's [N], keys of the jump, keys of the diffusion)."""
+        k_choice, k_jump, k_move = random.split(
+            random.derive(random.example_keys(key, x.shape[0]), "superposition"), 3
+        )
+        uniform = random.per_example(lambda k: jax.random.uniform(k, (), x.dtype), k_choice)
+        return uniform < self._jump_share(t), k_jump, k_move
+
+    @property
+    def _has_jumps(self):
+        return any(isinstance(p, VectorJumpProcess) for p in self.processes)
+
+    @property
+    def _jump(self):
+        return VectorJumpProcess(self.path)
+
+    @property
+    def _diffusion(self):
+        return DiffusionProcess(self.path, self._moving_coefficient, self._data_scale)
+
+    @property
+    def _data_scale(self):
+        parts = (getattr(p, "_data_scale", getattr(p, "data_scale", None)) for p in self.processes)
+        return next((s for s in (self.data_scale, *parts) if s is not None), None)
+
+    def _weights(self, t):
+        """The weights [N] each, NaN where they are not convex."""
         weights = self.weights(t) if callable(self.weights) else self.weights
         weights = [jnp.asarray(w, t.dtype) for w in self._check(weights)]
         weights = [jnp.broadcast_to(w, t.shape) for w in weights]
         convex = jnp.abs(sum(weights) - 1) <= _TOLERANCE
         for w in weights:
             convex &= w >= 0
-        squares = (jnp.square(p.diffusion_coefficient(t)) for p in self.processes)
-        # A weight of 0 also silences a part whose g is infinite there.
-        mixed = sum(jnp.where(w > 0, w * g2, 0.0) for w, g2 in zip(weights, squares))
-        return jnp.sqrt(jnp.where(convex, mixed, jnp.nan))
+        return [jnp.where(convex, w, jnp.nan) for w in weights]
 
-    def step(self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array) -> tuple[Array, Array]:
-        """One step forward; args and result as for `DiffusionProcess.step`."""
-        return self._diffusion.step(key, x_t, generator, t, r)
+    def _jump_share(self, t):
+        named = zip(self._weights(t), self.processes, strict=True)
+        jumps = sum((w for w, p in named if isinstance(p, VectorJumpProcess)), jnp.zeros_like(t))
+        return jnp.minimum(jumps, 1.0)
 
-    def step_with_folds(
-        self, key: Key, x_t: Array, generator: ModelFn, t: Array, r: Array
-    ) -> tuple[Array, Array, Array]:
-        """(x_r, log_ratio, folded [N] bool), as for `DiffusionProcess.step_with_folds`."""
-        return self._diffusion.step_with_folds(key, x_t, generator, t, r)
+    def _squared(self, t):
+        """g^2 of the mixture, jumps counting as 0."""
+        total = jnp.zeros_like(t)
+        for w, process in zip(self._weights(t), self.processes, strict=True):
+            if not isinstance(process, VectorJumpProcess):
+                # A weight of 0 also silences a part whose g is infinite there.
+                part = w * jnp.square(process.diffusion_coefficient(t))
+                total = total + jnp.where(w == 0, 0.0, part)
+            total = jnp.where(jnp.isnan(w), jnp.nan, total)
+        return total
 
-    def reverse_step(self, key: Key, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
-        """x_t [N, D] ~ backward(. | x_r)."""
-        return self._diffusion.reverse_step(key, x_r, generator, t, r)
-
-    def log_ratio(self, x_t: Array, x_r: Array, generator: ModelFn, t: Array, r: Array) -> Array:
-        """[N] log backward - log forward of a given pair."""
-        return self._diffusion.log_ratio(x_t, x_r, generator, t, r)
-
-    @property
-    def _diffusion(self):
-        return DiffusionProcess(self.path, self.diffusion_coefficient)
+    def _moving_coefficient(self, t):
+        """g of the diffusion alone, its weights taken to sum to 1."""
+        left = 1 - self._jump_share(t) if self._has_jumps else jnp.ones_like(t)
+        return jnp.sqrt(jnp.where(left == 0, 0.0, self._squared(t) / jnp.where(left == 0, 1.0, left)))
 
     def _check(self, weights):
         weights = tuple(weights)
@@ -130,3 +209,9 @@ class SuperpositionProcess:
 
 
 _TOLERANCE = 1e-5
+
+
+def _at(generator: ModelFn, x: Array, t: Array) -> ModelFn:
+    """The generator's answer at (x, t), asked once: what both kernels from there need."""
+    out = checks.function(generator, "generator")(x, t)
+    return lambda *_: out

@@ -45,13 +45,9 @@ def test_superposition_is_the_diffusion_of_its_mean_square():
     x_r_same, ratio_same = jax.jit(lambda x: same.step(KEY, x, generator, t, t + 0.1))(x)
     np.testing.assert_allclose(x_r, x_r_same, rtol=1e-5)
     np.testing.assert_allclose(ratio, ratio_same, rtol=1e-4, atol=1e-5)
-    # The rows without noise are the flow's.
-    flow_r, flow_ratio = FlowProcess(LINEAR).step(KEY, x, generator, t, t + 0.1)
-    np.testing.assert_allclose(x_r[:2], flow_r[:2], rtol=1e-6)
-    np.testing.assert_allclose(ratio[:2], flow_ratio[:2], rtol=1e-5)
-    assert np.all(np.abs(x_r - flow_r)[2:] > 1e-3)
     back = jax.jit(lambda x: process.reverse_step(KEY, x, generator, t, t + 0.1))(x_r)
-    np.testing.assert_allclose(back[:2], x[:2], atol=1e-5)
+    back_same = jax.jit(lambda x: same.reverse_step(KEY, x, generator, t, t + 0.1))(x_r)
+    np.testing.assert_allclose(back, back_same, rtol=1e-4)
 
 
 def test_weights_that_are_not_convex_are_invalid():
@@ -60,15 +56,6 @@ def test_weights_that_are_not_convex_are_invalid():
     step = jax.jit(lambda t: process.step(KEY, jnp.ones((1, 1)), lambda x, t: x, t, 0.9)[1])
     assert np.isfinite(step(0.5))
     assert np.isnan(step(0.6))
-
-
-def test_a_still_step_in_many_dimensions_is_nan():
-    x = jnp.ones((2, 65))
-    step = jax.jit(lambda t: DiffusionProcess(LINEAR, lambda t: t - 0.5).step(KEY, x, lambda x, t: x, t, 0.9))
-    assert np.all(np.isfinite(step(0.6)[1]))
-    x_r, log_ratio = step(0.5)
-    np.testing.assert_allclose(x_r, 1.4, rtol=1e-6)
-    assert np.all(np.isnan(log_ratio))
 
 
 # Products.
@@ -221,7 +208,7 @@ still = lambda x, t: jnp.zeros_like(x)
          ValueError, "coefficient must return values >= 0"),
         (lambda: SuperpositionProcess((), ()), ValueError, "processes must hold at least one"),
         (lambda: SuperpositionProcess((JumpProcess(MaskedPath(2)),), (1.0,)),
-         TypeError, r"jumps on R\^d are not there yet, got JumpProcess"),
+         TypeError, r"processes must be flows, diffusions, jumps on R\^d .*, got JumpProcess"),
         (lambda: SuperpositionProcess((FLOW, FlowProcess(EXPLODING)), (0.5, 0.5)),
          ValueError, "processes must share one path"),
         (lambda: SuperpositionProcess((FLOW, NOISE), (1.0,)), ValueError, "one a process, 2 in all, got 1"),

@@ -10,13 +10,12 @@ import pytest
 
 import egm
 from egm.paths import MaskedPath, VarianceExplodingPath
-from egm.processes import DiffusionProcess, FlowProcess, JumpProcess, ProductProcess
+from egm.processes import FlowProcess, JumpProcess, ProductProcess
 
 PATH = VarianceExplodingPath(0.5, 3.0)
 EVERY = {
     "euler": FlowProcess(PATH),
     "heun": FlowProcess(PATH, "heun"),
-    "diffusion": DiffusionProcess(PATH, 0.0),
 }
 GRID = np.linspace(-18.0, 18.0, 40_001, dtype=np.float32)[:, None]
 WHOLE = (0.0, 1.0)
@@ -74,7 +73,7 @@ def test_step_norm_and_counts_in_a_product():
     x = jnp.linspace(-1.0, 1.0, 8)[:, None]
     norm = EVERY["euler"].step_norm(x, wave(1.5), 0.0, 0.5)
     np.testing.assert_allclose(norm, np.abs(1.5 * np.cos(2 * x[:, 0])), rtol=1e-5)
-    product = ProductProcess({"x": EVERY["euler"], "y": EVERY["diffusion"], "h": JumpProcess(MaskedPath(2))})
+    product = ProductProcess({"x": EVERY["euler"], "y": EVERY["euler"], "h": JumpProcess(MaskedPath(2))})
 
     def generator(state, t):
         folds, h = wave(3.0), state["h"]

@@ -85,6 +85,11 @@ def still(x, t):
     return 0.0 * x
 
 
+def parts(x, t):
+    one = jnp.zeros((x.shape[0], 1, x.shape[1]))
+    return egm.typing.TargetMixture(one[..., 0], one, one + 1.0)
+
+
 def both(x, t):
     return {"x": still(x["x"], t), "h": uniform(x["h"], t)}
 
@@ -200,8 +205,13 @@ ENTRIES += [
 
 JUMP, ANY = processes.JumpProcess(MASKED), processes.AnyOrderProcess(MASKED)
 FLOW, DIFFUSION = processes.FlowProcess(LINEAR), processes.DiffusionProcess(LINEAR)
+VECTOR_JUMP = processes.VectorJumpProcess(LINEAR)
 TOGETHER = processes.ProductProcess({"x": DIFFUSION, "h": JUMP})
 TIMES = jnp.linspace(0.1, 1.0, 3)
+ENTRIES += [
+    entry("LinearPath.conditional_rate", LINEAR.conditional_rate, x_t=state(X), t=before(),
+          x_r=state(X, (-1,)), r=after()),
+]  # fmt: skip
 BAD_TIMES = (
     None, 3, jnp.array([0.0, 0.6, 0.5]), jnp.array([0.5]), jnp.array([0.5, np.nan]), jnp.array([0.5, 1.5]),
     jnp.array([-0.5, 0.5]), jnp.zeros((2, 2)), jnp.array([0, 1]), jnp.array([0.5, 0.5]),
@@ -216,8 +226,12 @@ ENTRIES += [
     entry("egm.processes.DiffusionProcess", processes.DiffusionProcess,
           path=record(LINEAR, more=(MASKED,)), coefficient=anything(1.0, -1.0, np.nan, np.inf, optional=True),
           data_scale=number(1.0, 0, optional=True)),
+    entry("egm.processes.VectorJumpProcess", processes.VectorJumpProcess,
+          path=record(LINEAR, more=(MASKED, CENTRED))),
+    entry("VectorJumpProcess.rate", VECTOR_JUMP.rate, x_t=array(X, (0, 1), 2, 2), generator=function(parts),
+          t=time(0.5, (B,))),
     entry("egm.processes.SuperpositionProcess", processes.SuperpositionProcess,
-          aliases={"processes": "weights"},
+          aliases={"processes": "weights"}, data_scale=number(1.0, 0, optional=True),
           processes=anything((FLOW, DIFFUSION), 3, None, (JUMP,), (), (FLOW,),
                              (FLOW, processes.FlowProcess(VE))),
           weights=anything((0.5, 0.5), None, 1.0, (1.0,), (0.5, 0.6), (-0.5, 1.5), (np.nan, 0.5),
@@ -229,7 +243,7 @@ ENTRIES += [
 ]  # fmt: skip
 for process, x_t, generator, shape in (
     (JUMP, H, uniform, (B, L, V)), (ANY, H, uniform, (B, L, V)), (FLOW, X, still, (B, D)),
-    (DIFFUSION, X, still, (B, D)), (TOGETHER, MIXED, both, None),
+    (DIFFUSION, X, still, (B, D)), (TOGETHER, MIXED, both, None), (VECTOR_JUMP, X, parts, None),
 ):  # fmt: skip
     kind = type(process).__name__
     acts = function(generator) if shape is None else model(generator, shape)
@@ -412,6 +426,7 @@ ENTRIES += [
 # Heads, algorithms, the loop.
 
 SCORE, DENOISER = heads.ScoreHead(LINEAR), heads.DenoiserHead(MASKED)
+MIXTURE = heads.MixtureHead(LINEAR, 2)
 RAW = jnp.zeros((B, D, 2))
 PAIR = heads.ProductHead({"x": SCORE, "h": DENOISER})
 HALF = jnp.full(B, 0.5)
@@ -441,6 +456,10 @@ ENTRIES += [
     entry("ScoreHead.divergence", SCORE.divergence, target=array(X, (1,), 1), output=array(RAW, (0, 1, 2), 1),
           x_t=array(X, (0, 1), 2, 2), t=time(HALF, (B,)), energy=model(bowl, (B,), optional=True),
           aliases={"target": "velocity", "x_t": ("t", "output")}),
+    entry("egm.heads.MixtureHead", heads.MixtureHead, path=record(LINEAR, more=(MASKED,)), num_parts=whole(3),
+          data_scale=number(1.0, 0), center=anything(0.0, None, np.nan, ("a",))),
+    entry("MixtureHead.generator", MIXTURE.generator, output=array(jnp.zeros((B, D, 6)), (0, 1, 2), 1),
+          x_t=array(X, (0, 1), 2, 2)),
     entry("egm.heads.ProductHead", heads.ProductHead,
           heads=anything({"x": SCORE, "h": DENOISER}, None, 3, {"x": LINEAR}),
           weights=anything({"x": 1.0, "h": 1.0}, 3, {"x": 1.0}, {"x": 1.0, "h": -1.0}, {"x": np.nan,

@@ -284,6 +284,16 @@ PROCESSES = {
             LINEAR,
             (24,),
         ),
+        _on_vectors(
+            lambda p: _p.SuperpositionProcess((_p.VectorJumpProcess(p), _p.DiffusionProcess(p)), _shares),
+            EXPLODING,
+            (8,),
+            record="mixture",
+        ),
+    ],
+    "VectorJumpProcess": lambda: [
+        _on_vectors(_p.VectorJumpProcess, EXPLODING, (8, 2), dim=2, record="mixture"),
+        _on_vectors(_p.VectorJumpProcess, LINEAR, (12,), record="mixture"),
     ],
     "ProductProcess": lambda: [
         _on_mixtures({"x": lambda p: _p.DiffusionProcess(p, _noise), "h": _p.JumpProcess}, LINEAR, (24,)),

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.special
 
 from egm.paths import MaskedPath, ProductPath
-from egm.typing import Gaussian
+from egm.typing import Gaussian, TargetMixture
 
 LOG_Z = 0.7
 
@@ -24,7 +24,8 @@ class GaussianProblem:
       path: a Gaussian path.
       means: [M, D], in the path's space.
       sds: [M]. weights: [M], sum 1.
-      record: how much `generator` tells: "velocity", "score" or "variance", each with those before it.
+      record: how much `generator` tells: "velocity", "score" or "variance", each with those before it; or
+        "mixture".
     """
 
     path: Any
@@ -82,11 +83,26 @@ class GaussianProblem:
 
     def exact_generator(self, x, t):
         """The marginal generator: the velocity or, by `record`, more."""
+        if self.record == "mixture":
+            return self._parts(x)
         return self._told(self.velocity(x, t), self.score(x, t), self.moments(x, t)[1])
+
+    def _parts(self, x, shift=0.0, log_shift=0.0, log_factor=0.0):
+        """The target itself as a `TargetMixture`, or a wrong one, at each of the points."""
+        like = lambda values: _like(values, x[..., 0])
+        variances = like(np.broadcast_to(self.sds[:, None] ** 2, self.means.shape))
+        return TargetMixture(
+            like(np.log(self.weights)) + log_shift,
+            like(self.means) + shift,
+            variances * jnp.exp(log_factor),
+        )
 
     def random_generator(self, x, t):
         """An untrained one: the velocity, the score and the variance are off by bounded functions."""
         wave = self.path.project(jnp.sin(1.3 * x + 2 * t[:, None]))
+        if self.record == "mixture":
+            count = jnp.arange(float(len(self.weights)))[None]
+            return self._parts(x, 0.4 * wave[:, None], 0.5 * wave[:, :1] * count, 0.3 * wave[:, None])
         variance = self.moments(x, t)[1] * (1 + 0.2 * jnp.cos(x))
         # An error of the score moves the denoised state by sigma^2 / alpha times it.
         alpha = self.path.alpha(t)[:, None]
