@@ -57,8 +57,10 @@ def kind_of(target):
     return "energy" if target in ENERGIES else "data"
 
 
-def run_here(method, target, seconds, seed):
-    """The rows of one method on one target, in this process."""
+def run_here(method, target, seconds, seed, cores=None):
+    """The rows of one method on one target, in this process, kept to so many cores."""
+    if cores is not None:  # before jax and torch count them
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-cores:])
     kind = kind_of(target)
     run = importlib.import_module(METHODS[kind][method]).METHODS[method]
     start = {"kind": kind, "target": target, "seed": seed}
@@ -67,25 +69,29 @@ def run_here(method, target, seconds, seed):
         given = peers_energies.target_of(target)
         began = time.perf_counter()
         found = run(given, peers_energies.WIDTHS[target], seconds, seed)
-        return [start | {"method": method, "seconds": time.perf_counter() - began} | found]
+        used = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time()}
+        return [start | {"method": method} | used | found]
     peers_data = importlib.import_module("peers_data")
     train, test = importlib.import_module("tables").split_of(target, seed)
     began = time.perf_counter()
     found = run(train, test, seconds, seed)
-    taken, rows = time.perf_counter() - began, []
+    used, rows = {"seconds": time.perf_counter() - began, "cpu_seconds": time.process_time()}, []
     for name, figures in found.items():
         figures = peers_data.figures(figures, test, target in PLANAR)
-        rows.append(start | {"method": name, "seconds": taken} | figures)
+        rows.append(start | {"method": name} | used | figures)
     return rows
 
 
-def run_apart(method, target, seconds, seed):
+def run_apart(method, target, seconds, seed, cores=None):
     """The same in a process of its own; a failure is a row."""
     command = [sys.executable, __file__, "--here", method, target, str(seconds), str(seed)]
+    command += [] if cores is None else [f"--cores={cores}"]
     row = {"kind": kind_of(target), "target": target, "method": method, "seed": seed}
     began = time.perf_counter()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=3 * seconds + 120)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=3 * seconds + 120, start_new_session=True
+        )
     except subprocess.TimeoutExpired as late:
         return [
             row | {"seconds": time.perf_counter() - began, "failed": f"no answer in {late.timeout:.0f} s"}
@@ -116,10 +122,10 @@ def about(options):
             versions.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             versions.append(f"{name} not installed")
-    seeds = ", ".join(map(str, options.seed))
+    seeds, cores = ", ".join(map(str, options.seed)), options.cores or os.cpu_count()
     return (
-        f"{options.seconds:g} s a run, seed {seeds}, {os.cpu_count()} CPU cores ({platform.machine()}), "
-        f"Python {platform.python_version()}; {', '.join(versions)}."
+        f"{options.seconds:g} s a run, seed {seeds}, {cores} CPU core{'s' * (cores > 1)} for a run, "
+        f"{platform.machine()}, Python {platform.python_version()}; {', '.join(versions)}."
     )
 
 
@@ -151,6 +157,7 @@ def arguments():
     )
     parser.add_argument("--seconds", type=float, default=60.0, help="for each method and target")
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
+    parser.add_argument("--cores", type=int, default=None, help="of each run; all by default")
     parser.add_argument("--targets", nargs="+", default=None)
     parser.add_argument("--methods", nargs="+", default=None)
     parser.add_argument("--quick", action="store_true", help="a smoke run: one target of each kind, 10 s")
@@ -174,7 +181,7 @@ def main():
     options = arguments()
     if options.here is not None:
         method, target, seconds, seed = options.here
-        print(json.dumps(run_here(method, target, float(seconds), int(seed))))
+        print(json.dumps(run_here(method, target, float(seconds), int(seed), options.cores)))
         return
     folder = pathlib.Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +192,7 @@ def main():
     for each in wanted(options):
         if list(each) in results["done"]:
             continue
-        rows = run_apart(each[0], each[1], options.seconds, each[2])
+        rows = run_apart(each[0], each[1], options.seconds, each[2], options.cores)
         results["rows"] += rows
         results["done"].append(each)
         file.write_text(json.dumps(results, indent=1))
@@ -193,7 +200,10 @@ def main():
     if options.turns and not results["steps"]:
         results["steps"] = step_rows(options.turns)
         file.write_text(json.dumps(results, indent=1))
-    text = peers_table.tables(results)
+    order = [*ENERGIES, *PLANAR, *TABLES]
+    methods = [name for found in METHODS.values() for name in found]
+    place = lambda r: (order.index(r["target"]), methods.index(r["method"]) if r["method"] in methods else 99)
+    text = peers_table.tables(results | {"rows": sorted(results["rows"], key=place)})
     print("\n" + text)
     if options.page:
         page = pathlib.Path(options.page)
