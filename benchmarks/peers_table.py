@@ -1,9 +1,9 @@
 """Figures, tables and the page of peers.py: pure functions of rows, that need no peer to be installed.
 
-A row is a dict: kind ("energy" or "data"), target, method, seed, seconds, cpu_seconds, and either `failed`,
-the last line of what went wrong, or figures. Those of energies: log_z, error, exact, ess, facts {name:
-[mean, error, exact]}, modes [found, count, least share, largest share], evaluations, note. Those of data:
-nats, w2, floor, steps, note. What a method does not give is None.
+A row is a dict: kind ("energy" or "data"), target, method, seed, seconds, and either `failed`, the last
+line of what went wrong, or figures. Those of energies: log_z, error, exact, ess, facts {name: [mean, error,
+exact]}, modes [found, count, least share, largest share], evaluations, note. Those of data: nats, w2,
+floor, steps, note. What a method does not give is None.
 """
 
 from __future__ import annotations
@@ -86,8 +86,7 @@ def energy_cells(row: dict[str, Any]) -> list[str]:
     shares = "" if row["modes"] is None else " to ".join(short(float(s), 2) for s in row["modes"][2:])
     log_z = off(row["log_z"], row["error"], row["exact"])
     cells = [log_z, short(row["ess"], 3), facts, found, shares]
-    clock = f"{row['seconds']:.0f} ({row['cpu_seconds']:.0f})"
-    return [*start, *cells, short(row["evaluations"]), clock, row["note"]]
+    return [*start, *cells, short(row["evaluations"]), f"{row['seconds']:.0f}", row["note"]]
 
 
 ENERGY_HEAD = [
@@ -99,7 +98,7 @@ ENERGY_HEAD = [
     "modes",
     "shares",
     "evaluations",
-    "seconds (CPU)",
+    "seconds",
     "what it says of itself",
 ]
 
