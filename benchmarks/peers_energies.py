@@ -252,10 +252,10 @@ def flowjax_elbo(target, width, seconds, seed):
     fit = functools.partial(
         fit_to_key_based_loss, loss_fn=loss, optimizer=optax.adam(5e-4), show_progress=False
     )
-    fit(k_time, flow, steps=2)
+    fit(k_time, flow, steps=5)
     start = time.perf_counter()
-    fit(k_time, flow, steps=20)
-    each = (time.perf_counter() - start) / 20
+    fit(k_time, flow, steps=100)
+    each = (time.perf_counter() - start) / 100
     steps = max(20, int(0.9 * (seconds - (time.perf_counter() - began)) / each))
     flow, _ = fit(k_fit, flow, steps=steps)
     x, log_q = eqx.filter_jit(lambda f, k: f.sample_and_log_prob(k, (DRAWS,)))(flow, k_draw)
