@@ -103,19 +103,14 @@ def egm_fit(target, width, seconds, seed):
 LEAPFROGS, MOVES, TARGET_ESS, RUNS = 10, 5, 0.9, 4
 
 
-def _smc_run(target, width):
-    """run(key, num) -> (particles, log Z, gradients), compiled for each number of particles.
-
-    Adaptive tempering from N(0, width^2 I) by HMC. Between temperatures the mass matrix is that of the
-    particles, as in blackjax.smc.tuning, and the step grows or shrinks with the acceptance.
-    """
+def _smc_kernel(target, width):
+    """A step of adaptive tempering from N(0, width^2 I) by HMC."""
     import blackjax
     import blackjax.smc.resampling as resampling
     from blackjax.smc import adaptive_tempered
 
-    dim = target.space.shape[0]
     prior = lambda x: jnp.sum(jax.scipy.stats.norm.logpdf(x, 0.0, width))
-    kernel = adaptive_tempered.build_kernel(
+    return adaptive_tempered.init, adaptive_tempered.build_kernel(
         prior,
         lambda x: -target.energy(x) - prior(x),
         blackjax.hmc.build_kernel(),
@@ -123,6 +118,16 @@ def _smc_run(target, width):
         resampling.systematic,
         TARGET_ESS,
     )
+
+
+def _smc_run(target, width):
+    """run(key, num) -> (particles, log Z, levels, last level), compiled for each number of particles.
+
+    Between levels the mass matrix is that of the particles, as in blackjax.smc.tuning, and the step grows or
+    shrinks with the acceptance.
+    """
+    dim = target.space.shape[0]
+    init, kernel = _smc_kernel(target, width)
 
     def step(carry):
         key, state, log_z, size, count = carry
@@ -141,7 +146,7 @@ def _smc_run(target, width):
     @functools.partial(jax.jit, static_argnums=1)
     def run(key, num):
         k_start, key = jax.random.split(key)
-        state = adaptive_tempered.init(width * jax.random.normal(k_start, (num, dim)))
+        state = init(width * jax.random.normal(k_start, (num, dim)))
         begin = (key, state, jnp.zeros(()), jnp.asarray(dim**-0.25), 0)
         going = lambda carry: (carry[1].tempering_param < 1) & (carry[-1] < 2000)
         _, state, log_z, _, count = jax.lax.while_loop(going, step, begin)
@@ -235,29 +240,31 @@ def flowjax_elbo(target, width, seconds, seed):
     """A coupling flow of rational quadratic splines by the ELBO, then importance weights."""
     import equinox as eqx
     import optax
+    import paramax
     from flowjax.bijections import Affine, RationalQuadraticSpline
     from flowjax.distributions import StandardNormal, Transformed
     from flowjax.flows import coupling_flow
-    from flowjax.train import fit_to_key_based_loss
+    from flowjax.train import step
     from flowjax.train.losses import ElboLoss
 
     began = time.perf_counter()
-    k_flow, k_time, k_fit, k_draw = jax.random.split(jax.random.key(seed), 4)
+    k_flow, k_fit, k_draw = jax.random.split(jax.random.key(seed), 3)
     dim = target.space.shape[0]
     spline = RationalQuadraticSpline(knots=8, interval=4)
     flow = coupling_flow(k_flow, base_dist=StandardNormal((dim,)), transformer=spline, invert=False)
     flow = Transformed(flow, Affine(jnp.zeros(dim), jnp.full(dim, width / 2)))
     loss = ElboLoss(lambda x: -target.energy(x), num_samples=256)
-    # One optimiser, so that the step is compiled once.
-    fit = functools.partial(
-        fit_to_key_based_loss, loss_fn=loss, optimizer=optax.adam(5e-4), show_progress=False
-    )
-    fit(k_time, flow, steps=5)
-    start = time.perf_counter()
-    fit(k_time, flow, steps=100)
-    each = (time.perf_counter() - start) / 100
-    steps = max(20, int(0.9 * (seconds - (time.perf_counter() - began)) / each))
-    flow, _ = fit(k_fit, flow, steps=steps)
+    # The loop of flowjax.train.fit_to_key_based_loss, which counts steps, until time is over.
+    is_fixed = lambda leaf: isinstance(leaf, paramax.NonTrainable)
+    params, static = eqx.partition(flow, eqx.is_inexact_array, is_leaf=is_fixed)
+    optimizer, steps = optax.adam(5e-4), 0
+    given = {"optimizer": optimizer, "loss_fn": loss}
+    opt_state = optimizer.init(params)
+    while time.perf_counter() - began < 0.93 * seconds:
+        k_fit, k_step = jax.random.split(k_fit)
+        params, opt_state, value = step(params, static, key=k_step, opt_state=opt_state, **given)
+        steps += int(np.isfinite(value.item()))  # waits for it
+    flow = eqx.combine(params, static)
     x, log_q = eqx.filter_jit(lambda f, k: f.sample_and_log_prob(k, (DRAWS,)))(flow, k_draw)
     return weighted(target, x, -target.energy(x) - log_q, steps * 256 + DRAWS, f"{steps:,} steps")
 
