@@ -126,6 +126,8 @@ def _smc_run(target, width):
     Between levels the mass matrix is that of the particles, as in blackjax.smc.tuning, and the step grows or
     shrinks with the acceptance.
     """
+    import blackjax.smc.resampling as resampling
+
     dim = target.space.shape[0]
     init, kernel = _smc_kernel(target, width)
 
@@ -150,7 +152,9 @@ def _smc_run(target, width):
         begin = (key, state, jnp.zeros(()), jnp.asarray(dim**-0.25), 0)
         going = lambda carry: (carry[1].tempering_param < 1) & (carry[-1] < 2000)
         _, state, log_z, _, count = jax.lax.while_loop(going, step, begin)
-        return state.particles, log_z, count, state.tempering_param
+        # The last level's weights are not yet in the particles.
+        last = resampling.systematic(jax.random.fold_in(key, 1), state.weights, num)
+        return state.particles[last], log_z, count, state.tempering_param
 
     return run
 
