@@ -139,3 +139,14 @@ def test_w2_of_two_shifted_sets(bench):
     x = np.random.default_rng(0).normal(size=(50, 2))
     shift = np.array([0.3, -0.4])
     assert bench.peers_data.w2(x, x[::-1] + shift) == pytest.approx(0.5, rel=1e-6)
+
+
+def test_the_rows_of_em_step_and_what_runs_where(bench):
+    step = {"step": "main", "peer": "published", "/call": 1, "ms": 158.0, "x ours": 1.5, "GFLOP/s": 1.0}
+    text = bench.peers_table.step_table([step | {"share of the limit": 0.34}])
+    assert text.splitlines()[-1] == "| main | published | 1 | 158 | 1.5 | .34 |"
+    options = types.SimpleNamespace(targets=["rings", "iris"], methods=None, seed=[0, 1])
+    found = list(bench.peers.wanted(options))
+    # Generators without a density are for the plane alone.
+    assert ("torchebm", "rings", 1) in found and ("flowjax", "iris", 0) in found
+    assert not any(method == "torchebm" and target == "iris" for method, target, _ in found)
