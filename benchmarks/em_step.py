@@ -110,12 +110,12 @@ def torch_potential(base):
     return Potential()
 
 
-def torch_run(model, loss):
-    """A loop of Adam steps on loss(x_0, x_1), batches drawn from the pools."""
+def torch_run(model, loss, ends=None):
+    """A loop of Adam steps on loss(x_0, x_1), batches drawn from the pools of both ends."""
     import torch
 
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    x_0, x_1 = (torch.tensor(x) for x in pools())
+    x_0, x_1 = (torch.as_tensor(x) for x in ends or pools())
 
     def run(steps):
         for _ in range(steps):
@@ -129,12 +129,11 @@ def torch_run(model, loss):
     return run
 
 
-def torchebm_peer(phase, sinkhorn=False):
-    from torchebm.core import BaseModel
+def torchebm_loss(model, phase, sinkhorn=False):
+    """loss(x_0, x_1) of torchebm, for a model that is one of its own."""
     from torchebm.couplings import SinkhornCoupling
     from torchebm.losses import EnergyMatchingLoss
 
-    model = torch_potential(BaseModel)
     loss = EnergyMatchingLoss(
         model=model,
         coupling=SinkhornCoupling(reg=0.01) if sinkhorn else "ot",
@@ -146,40 +145,62 @@ def torchebm_peer(phase, sinkhorn=False):
         langevin_dt=DT,
         device="cpu",
     )
-    return torch_run(model, lambda x_0, x_1: loss(x_1, x0=x_0))
+    return lambda x_0, x_1: loss(x_1, x0=x_0)
 
 
-def published_peer(phase):
+def torchebm_peer(phase, sinkhorn=False):
+    from torchebm.core import BaseModel
+
+    model = torch_potential(BaseModel)
+    return torch_run(model, torchebm_loss(model, phase, sinkhorn))
+
+
+def torch_slope(model, x, create_graph=False):
+    """[B, D] the gradient of the potential."""
+    import torch
+
+    x = x.detach().requires_grad_(True)
+    return torch.autograd.grad(model(x).sum(), x, create_graph=create_graph)[0]
+
+
+def torch_langevin(model, x, times):
+    """Steps of the published dynamics, x to x - dt grad V + noise of temperature epsilon(t), at `times`."""
+    import torch
+
+    for t in times:
+        scale = torch.sqrt(2 * DT * EPSILON * torch.clamp((t - TAU_STAR) / (1 - TAU_STAR), 0, 1))
+        x = x - DT * torch_slope(model, x) + scale[:, None] * torch.randn_like(x)
+    return x
+
+
+def published_loss(model, phase):
+    """loss(x_0, x_1) of the recipe."""
     import torch
     from torchcfm.optimal_transport import OTPlanSampler
 
-    model, sampler = torch_potential(torch.nn.Module), OTPlanSampler(method="exact")
-    half, ramp = BATCH // 2, 1 - TAU_STAR
+    sampler, half = OTPlanSampler(method="exact"), BATCH // 2
     start = torch.cat([torch.ones(half), torch.zeros(half)])
-
-    def slope(x, create_graph=False):
-        x = x.detach().requires_grad_(True)
-        return torch.autograd.grad(model(x).sum(), x, create_graph=create_graph)[0]
-
-    def chains(x):
-        for k in range(1, STEPS + 1):
-            t = start + (1 - start) * k / STEPS
-            scale = torch.sqrt(2 * DT * EPSILON * torch.clamp((t - TAU_STAR) / ramp, 0, 1))
-            x = x - DT * slope(x) + scale[:, None] * torch.randn_like(x)
-        return x
+    times = [start + (1 - start) * k / STEPS for k in range(1, STEPS + 1)]
 
     def loss(x_0, x_1):
         a, b = sampler.sample_plan(x_0, x_1)
         t = torch.rand(BATCH, 1)
         x_t = (1 - t) * a + t * b + SIGMA * torch.randn_like(a)
-        error = (slope(x_t, create_graph=True) + b - a).square().mean(1)
+        error = (torch_slope(model, x_t, create_graph=True) + b - a).square().mean(1)
         if phase == "warm-up":
             return error.mean()
-        gate = torch.clamp((1 - t[:, 0]) / ramp, 0, 1)
-        negatives = chains(torch.cat([x_1[:half], x_0[:half]]))
+        gate = torch.clamp((1 - t[:, 0]) / (1 - TAU_STAR), 0, 1)
+        negatives = torch_langevin(model, torch.cat([x_1[:half], x_0[:half]]), times)
         return (gate * error).mean() + LAMBDA * (model(x_1).mean() - model(negatives).mean())
 
-    return torch_run(model, loss)
+    return loss
+
+
+def published_peer(phase):
+    import torch
+
+    model = torch_potential(torch.nn.Module)
+    return torch_run(model, published_loss(model, phase))
 
 
 def products():
