@@ -21,8 +21,8 @@ from support.digits28_judges import draw_samples, fit_classifier
 from support.digits28_posteriors import Lengths, make_operators, measured, solve
 
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Folder with mnist10k.npz.")
-WARM_UP = flags.DEFINE_integer("warm_up", 1500, "Steps of phase 1.", lower_bound=1)
-ITERATIONS = flags.DEFINE_integer("iterations", 2000, "Steps of phase 2.", lower_bound=1)
+WARM_UP = flags.DEFINE_integer("warm_up", 1200, "Steps of phase 1.", lower_bound=1)
+ITERATIONS = flags.DEFINE_integer("iterations", 1800, "Steps of phase 2.", lower_bound=1)
 SET_SIZE = flags.DEFINE_integer("set_size", 2000, "Generated digits.", lower_bound=16)
 COPIES = flags.DEFINE_integer("copies", 8, "Distorted copies of every training digit.", lower_bound=0)
 NOISE = flags.DEFINE_float("noise", 0.2, "On the digits, in deviations of a mean pixel.", lower_bound=1e-3)
@@ -35,18 +35,18 @@ QUICK = flags.DEFINE_boolean("quick", False, "A few steps of everything, to see 
 OUTPUT_DIR = flags.DEFINE_string("output_dir", "results/mnist", "Where figures and numbers go.")
 
 
-def found_posteriors(key, learned, digits, settings, num, lengths):
+def found_posteriors(key, learned, digits, settings, names, num, lengths):
     """({operator: members}, {operator: y}, the digits measured) of held-out digits."""
     truth, keys = digits.held_out[:num], jax.random.split(key)
     y = measured(keys[0], truth, settings.noise)
     members = {
         name: jax.device_get(
             solve(
-                learned.network.apply, learned.params, jax.random.fold_in(keys[1], index), y[name],
-                operator, settings, lengths, STRENGTH.value, WIDTH.value,
+                *learned.density, jax.random.fold_in(keys[1], index), y[name], make_operators()[name],
+                settings, lengths, STRENGTH.value, WIDTH.value,
             )
         )
-        for index, (name, operator) in enumerate(make_operators().items())
+        for index, name in enumerate(names)
     }  # fmt: skip
     return members, jax.device_get(y), truth
 
@@ -73,15 +73,17 @@ def main(_):
 
     judge = timed("classifier", fit_classifier, keys[0], digits, 4 if quick else 1500)
     num = 16 if quick else SET_SIZE.value
-    potentials = {"density": learned.density, "transport": learned.transport}
-    found["samples"] = timed("samples", lambda: {
-        name: draw_samples(keys[1], potential, settings, num) for name, potential in potentials.items()
-    })  # fmt: skip
-    num = 2 if quick else NUM_DIMENSIONS.value
+    found["samples"] = {
+        name: timed(f"samples, {name}", draw_samples, keys[1], getattr(learned, name), settings, num)
+        for name in ("density", "transport")
+    }
+    num = 8 if quick else NUM_DIMENSIONS.value
     both = np.concatenate([digits.train[:num], digits.held_out[:num]])
-    eigenvalues, lanczos = timed("dimensions", spectra, keys[2], learned.density, both)
-    found["eigenvalues"] = (*np.split(eigenvalues, 2), lanczos)
-    few = (2, Lengths(annealing=2, moves=2)) if quick else (NUM_DIGITS.value, Lengths())
+    lanczos = (8,) if quick else ()
+    eigenvalues, per_image = timed("dimensions", spectra, keys[2], learned.density, both, *lanczos)
+    found["eigenvalues"] = (*np.split(eigenvalues, 2), per_image)
+    names = list(make_operators())
+    few = (names[:1], 2, Lengths(annealing=2, moves=2)) if quick else (names, NUM_DIGITS.value, Lengths())
     find = functools.partial(found_posteriors, keys[3], learned, digits, settings)
     found["members"], found["y"], found["truth"] = timed("posteriors", find, *few)
     run = loop.values(SEED, WARM_UP, ITERATIONS, COPIES, NUM_DIGITS, STRENGTH, WIDTH)

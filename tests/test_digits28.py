@@ -100,7 +100,8 @@ def test_denoising_with_the_exact_potential_of_normal_digits(parts):
     """Digits N(0, s^2 I) plus noise: V = epsilon |x|^2/(2 (s^2 + noise^2)), mean x s^2/(s^2 + noise^2)."""
     settings, s = parts.training.Settings(noise=0.5, epsilon_max=0.3), 1.5
     total = s**2 + settings.noise**2
-    potential = lambda x: settings.epsilon_max * jnp.sum(x**2, axis=(1, 2, 3)) / (2 * total)
+    apply = lambda params, x: params * jnp.sum(x**2, axis=(1, 2, 3)) / (2 * total)
+    potential = parts.training.Potential(apply, settings.epsilon_max)
     x = np.asarray(jax.random.normal(jax.random.key(0), (7, 28, 28, 1)))
     np.testing.assert_allclose(parts.judges.cleaned(potential, x, settings), x * s**2 / total, rtol=1e-4)
 

@@ -41,7 +41,8 @@ class ConvPotential(Picklable, nn.Module):
         beyond which strength/2 (|x - center| / R - 1)^2 is added; None adds nothing.
       confinement_strength: of the wall.
       local_energies: whether each stage adds to V, at every place, a linear function of its activations
-        there, summed over places. Fine detail then has a way to V that does not pass the later stages.
+        there, summed over places; 0 to begin with. Fine detail then has a way to V that does not pass the
+        later stages.
 
     Raises:
       TypeError, ValueError: an attribute or x is of the wrong kind, size or range.
@@ -80,7 +81,9 @@ class ConvPotential(Picklable, nn.Module):
             for _ in range(self.depth):
                 hidden = hidden + nn.Dense(channels)(windows(self.activation(hidden)))
             if self.local_energies:
-                each = nn.Dense(1, use_bias=False, name=f"local_{stage}")(self.activation(hidden))
+                each = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros, name=f"local_{stage}")(
+                    self.activation(hidden)
+                )
                 local = local + jnp.sum(each, axis=(1, 2, 3))
         hidden = self.activation(hidden).reshape(shape[0], math.prod(hidden.shape[1:]))
         hidden = self.activation(nn.Dense(self.head_width)(hidden))

@@ -39,11 +39,14 @@ def of_samples(samples, density, judge, digits, settings):
         }
 
     clean, out = {}, {}
-    for name, states in samples.items():
+    for name, (states, acceptance) in samples.items():
         clean[name] = {t: cleaned(density, x, settings) for t, x in states.items()}
         out[name] = {
             f"t{t}": figures(x)
-            | {"energy": float(energies_of(density, states[t], settings.epsilon_max).mean())}
+            | {
+                "energy": float(energies_of(density, states[t], settings).mean()),
+                "acceptance": acceptance,
+            }
             for t, x in clean[name].items()
         }
     rng = np.random.default_rng(0)
@@ -58,7 +61,7 @@ def of_energies(density, digits, settings, seed):
     """(figures of V/epsilon on digits and on what is none, all with noise; the energies by name)."""
     rng = np.random.default_rng(seed + 1)
     noisy = lambda x: x + settings.noise * rng.normal(size=x.shape)
-    energy = lambda x: energies_of(density, noisy(x), settings.epsilon_max)
+    energy = lambda x: energies_of(density, noisy(x), settings)
     held_out, train = energy(digits.held_out), energy(digits.train)
     others = {name: energy(x) for name, x in outliers(rng, digits, len(digits.held_out)).items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -35,30 +36,31 @@ class Settings(NamedTuple):
     epsilon_max: float = 0.2
     step_size: float = 0.04
     tau_star: float = 0.8
-    lambda_cd: float = 0.1
-    batch_size: int = 128
+    lambda_cd: float = 0.02
+    batch_size: int = 64
     pool: tuple[int, int] = (32, 512)
     burn_in: float = 2.0
     chain_steps: int = 5
 
 
-class Learned(NamedTuple):
-    """The network, its averaged parameters after each phase, and what training said and cost."""
+class Potential(NamedTuple):
+    """V, callable on x [B, 28, 28, 1]; `apply` and the parameters apart, so that a program serves several."""
 
-    network: Any
-    transport_params: Any
+    apply: Callable[..., jax.Array]
     params: Any
+
+    def __call__(self, x):
+        return self.apply(self.params, x)
+
+
+class Learned(NamedTuple):
+    """V with averaged parameters after phase 1 and after both, and what training said and cost."""
+
+    transport: Potential
+    density: Potential
     history: list[list[dict[str, float]]]
     compile_seconds: float
     train_seconds: float
-
-    def transport(self, x):
-        """[B] V(x) after phase 1."""
-        return self.network.apply(self.transport_params, x)
-
-    def density(self, x):
-        """[B] V(x) after both phases."""
-        return self.network.apply(self.params, x)
 
 
 class Draw(NamedTuple):
@@ -71,7 +73,7 @@ class Draw(NamedTuple):
 
 def make_network():
     """V: 28x28 to 14x14 to 7x7, one residual convolution each, a dense layer and a wall far out."""
-    return networks.ConvPotential(width=24, confinement_radius=80.0)
+    return networks.ConvPotential(width=24, local_energies=True, output_scale=30.0, confinement_radius=80.0)
 
 
 def batches(key, digits, settings):
@@ -79,15 +81,15 @@ def batches(key, digits, settings):
     event = digits.train.shape[1:]
     copies, train, held_out = (jnp.asarray(x) for x in (digits.copies, digits.train, digits.held_out))
 
-    def draw_from(key, data, num):
+    def draw_from(key, data, num, noise=settings.noise):
         row_key, noise_key = jax.random.split(key)
         rows = jax.random.randint(row_key, (num,), 0, data.shape[0])
-        return data[rows] + settings.noise * jax.random.normal(noise_key, (num, *event))
+        return data[rows] + noise * jax.random.normal(noise_key, (num, *event))
 
     def pair(key):
         keys = jax.random.split(key, 3)
         x_0 = jax.random.normal(keys[0], (settings.pool[1], *event))
-        return couplings.exact_ot(keys[1], x_0, draw_from(keys[2], copies, settings.pool[1]))
+        return couplings.exact_ot(keys[1], x_0, draw_from(keys[2], copies, settings.pool[1], 0.0))
 
     pairs = jax.jit(lambda keys: jax.lax.map(pair, keys))(jax.random.split(key, settings.pool[0]))
     x_0, x_1 = (x.reshape(-1, *event) for x in pairs)
@@ -151,17 +153,19 @@ def learn(seed, digits, settings, warm_up, iterations, chunk=50):
     rows = lambda out, num: [row | {"num_steps": num // len(out.history)} for row in out.history]
     params = jax.jit(network.init)(keys[1], jnp.asarray(digits.train[:1]))
     first = fit(
-        matching.make_warm_up, (params,), lambda state: state.params, keys[2], warm_up, 2e-3,
+        matching.make_warm_up, (params,), lambda state: state.params, keys[2], warm_up, 4e-3,
         "transport", ("flow_loss", "held_out_gap"),
     )  # fmt: skip
     transport = first.state.ema_params
     second = fit(
         functools.partial(matching.make_matching, config=config),
         (transport, jnp.asarray(digits.train[: settings.batch_size])), lambda state: state.train.params,
-        keys[3], iterations, 1e-3, "transport and density", ("flow_loss", "energy_gap", "held_out_gap"),
+        keys[3], iterations, 1e-4, "transport and density", ("flow_loss", "energy_gap", "held_out_gap"),
     )  # fmt: skip
     return Learned(
-        network, transport, second.state.train.ema_params,
+        Potential(network.apply, transport),
+        Potential(network.apply, second.state.train.ema_params),
         [rows(first, warm_up), rows(second, iterations)],
-        first.compile_seconds + second.compile_seconds, first.train_seconds + second.train_seconds,
-    )  # fmt: skip
+        first.compile_seconds + second.compile_seconds,
+        first.train_seconds + second.train_seconds,
+    )

@@ -17,17 +17,17 @@ GRID = np.geomspace(0.02, 1.5, 40)
 """Thresholds tried on training digits, in units of epsilon/noise^2, the curvature of the noise alone."""
 
 
-def spectra(key, potential, x):
+def spectra(key, potential, x, num_steps=None):
     """([N, D] eigenvalues of the Hessian of V at x [N, *event], seconds an image once compiled).
 
-    D Lanczos steps, each one product with the Hessian; then the eigenvalues of the tridiagonal matrix, so
-    that any number of thresholds costs nothing more.
+    D Lanczos steps (or `num_steps`, for as many Ritz values), each one product with the Hessian; then the
+    eigenvalues of the tridiagonal matrix, so that any number of thresholds costs nothing more.
     """
-    size = int(np.prod(x.shape[1:]))
+    num_steps = int(np.prod(x.shape[1:])) if num_steps is None else num_steps
 
     @jax.jit
     def run(key, x):
-        out = curvature.lanczos(key, potential, x, size)
+        out = curvature.lanczos(key, potential, x, num_steps)
         return out.diagonal, out.off_diagonal
 
     chunk = min(CHUNK, len(x))

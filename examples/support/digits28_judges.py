@@ -64,7 +64,7 @@ def fit_classifier(key, digits, num_steps, batch_size=128):
         return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, num_steps))[0][0]
 
     params = run(keys[1])
-    apply = functools.partial(network.apply, params)
+    apply = jax.jit(functools.partial(network.apply, params))
     both = lambda x: chunked(apply, x)
     classes = lambda x: both(x)[1].argmax(-1)
     accuracy = float(np.mean(classes(digits.held_out) == digits.held_out_labels))
@@ -76,20 +76,25 @@ def chunked(function, x):
     x = np.asarray(x, np.float32)
     size = min(CHUNK, len(x))
     rows = np.minimum(np.arange(-(-len(x) // size) * size), len(x) - 1).reshape(-1, size)
-    run = jax.jit(function)
-    parts = [jax.device_get(run(x[part])) for part in rows]
+    parts = [jax.device_get(function(x[part])) for part in rows]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(x)], *parts)
 
 
-def energies_of(potential, x, epsilon):
+@functools.partial(jax.jit, static_argnums=0)
+def _value_and_slope(apply, params, x):
+    return value_and_gradient(functools.partial(apply, params), x)
+
+
+def energies_of(potential, x, settings):
     """[N] V/epsilon, nats."""
-    return chunked(potential, x) / epsilon
+    run = functools.partial(_value_and_slope, *potential)
+    return chunked(run, x)[0] / settings.epsilon_max
 
 
 def cleaned(potential, x, settings):
     """[N, 28, 28, 1] the digit's mean given x: x - noise^2 grad V/epsilon (Tweedie's formula)."""
-    slope = chunked(lambda x: value_and_gradient(potential, x)[1], x)
-    return x - settings.noise**2 / settings.epsilon_max * slope
+    run = functools.partial(_value_and_slope, *potential)
+    return x - settings.noise**2 / settings.epsilon_max * chunked(run, x)[1]
 
 
 def outliers(rng, digits, num):
@@ -108,25 +113,27 @@ def outliers(rng, digits, num):
 
 def draw_samples(key, potential, settings, num):
     """({t: [num, 28, 28, 1] states of chains from the prior}, mean acceptance), by "mala"."""
-    temperature = functools.partial(
-        schedules.temperature, tau_star=settings.tau_star, epsilon_max=settings.epsilon_max
-    )
-    every = round(1 / settings.step_size)
-
-    def run(inputs):
-        keys, x_0 = inputs
-        out = langevin.sample(
-            keys, potential, x_0, num_steps=every * max(TIMES), step_size=settings.step_size,
-            temperature=temperature, method="mala", save_every=every,
-        )  # fmt: skip
-        return jnp.stack([out.states[t] for t in TIMES], axis=1), out.acceptance
-
     keys = jax.random.split(key, 2)
+    chain_keys, size, parts = jax.random.split(keys[1], num), min(CHUNK, num), []
     x_0 = jax.random.normal(keys[0], (num, 28, 28, 1))
-    run, chain_keys, parts = jax.jit(run), jax.random.split(keys[1], num), []
-    size = min(CHUNK, num)
     for start in range(0, num, size):
         rows = np.minimum(np.arange(start, start + size), num - 1)
-        parts.append(jax.device_get(run((chain_keys[rows], x_0[rows]))))
+        parts.append(
+            jax.device_get(_chains(potential.apply, settings, potential.params, chain_keys[rows], x_0[rows]))
+        )
     states, acceptance = (np.concatenate(leaves)[:num] for leaves in zip(*parts, strict=True))
     return {t: states[:, i] for i, t in enumerate(TIMES)}, float(acceptance.mean())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _chains(apply, settings, params, keys, x_0):
+    """([B, times, 28, 28, 1] states at TIMES, [B] acceptance)."""
+    every = round(1 / settings.step_size)
+    ramp = functools.partial(
+        schedules.temperature, tau_star=settings.tau_star, epsilon_max=settings.epsilon_max
+    )
+    out = langevin.sample(
+        keys, functools.partial(apply, params), x_0, num_steps=every * max(TIMES),
+        step_size=settings.step_size, temperature=ramp, method="mala", save_every=every,
+    )  # fmt: skip
+    return jnp.stack([out.states[t] for t in TIMES], axis=1), out.acceptance

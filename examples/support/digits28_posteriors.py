@@ -81,7 +81,8 @@ def solve(apply, params, key, y, operator, settings, lengths, strength, width):
     The published annealing multiplies the measurement's gradient by eps(t), so that V alone decides which
     digit a chain comes to; `posterior` keeps the measurement at its full weight from the start (the
     potential is V + epsilon_max U while the temperature goes through the same schedule). Both
-    then take as many adjusted moves at epsilon_max, the latter with and without the interaction from the same states and noise.
+    then take as many adjusted moves at epsilon_max, the latter with and without the
+    interaction from the same states and noise.
     """
     potential, epsilon, num = functools.partial(apply, params), settings.epsilon_max, y.shape[0]
     ramp = functools.partial(schedules.temperature, tau_star=settings.tau_star, epsilon_max=epsilon)

@@ -174,7 +174,9 @@ def test_local_energies_add_a_linear_function_of_every_place():
     net = networks.ConvPotential(width=3, num_stages=1, depth=0, head_width=4, output_scale=2.0)
     x = jax.random.normal(KEY, (2, 4, 6, 2))
     params = jax.jit(net.clone(local_energies=True).init)(jax.random.key(1), x)
-    layers = params["params"]
+    layers = params["params"] | {"local_0": {"kernel": jnp.array([[1.0], [-0.5], [2.0]])}}
+    assert np.all(params["params"]["local_0"]["kernel"] == 0)  # they start as nothing
+    params = {"params": layers}
     plain = {"params": {name: layers[name] for name in layers if not name.startswith("local")}}
     hidden = convolutional.patches(x) @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"]
     expected = 2.0 * jnp.sum(nn.silu(hidden) @ layers["local_0"]["kernel"], axis=(1, 2, 3))
