@@ -13,7 +13,7 @@ from reports.inverse_problems import distances, mean_and_error, square_error
 from sklearn.metrics import roc_auc_score
 from support import digits28_dimension as dimension
 from support.digits28 import gaps
-from support.digits28_judges import cleaned, energies_of, outliers
+from support.digits28_judges import TIMES, cleaned, energies_of, outliers
 from support.digits28_posteriors import ARMS, ZETA, make_operators
 from support.tables import table, write_results
 
@@ -23,8 +23,8 @@ from egm.metrics import frechet_distance
 def of_samples(samples, density, judge, digits, settings):
     """{potential: {t: figures}} of samples freed of noise by the density's gradient, and of references.
 
-    `samples` is {potential: {t: states}}. The Frechet distance is that of the classifier's features to the
-    held-out digits; where it is of held-out digits' number, sizes are equal.
+    `samples` is {potential: ({t: states}, acceptance)}. The Frechet distance is that of the classifier's
+    features to the held-out digits', of as many training digits as samples too: it is biased upwards in few.
     """
     real = judge.features(digits.held_out)
     typical = float(np.median(nearest(digits.held_out, digits.train)[0]))
@@ -50,7 +50,7 @@ def of_samples(samples, density, judge, digits, settings):
             for t, x in clean[name].items()
         }
     rng = np.random.default_rng(0)
-    train = digits.train[: len(digits.held_out)]
+    train = digits.train[: len(next(iter(clean.values()))[TIMES[0]])]
     noisy = (train + settings.noise * rng.normal(size=train.shape)).astype(np.float32)
     out["training digits"] = figures(train)
     out["training digits, noise added and removed"] = figures(cleaned(density, noisy, settings))

@@ -41,7 +41,7 @@ class Lengths(NamedTuple):
     """
 
     annealing: int = 100
-    moves: int = 300
+    moves: int = 200
     step_size: float = 0.04
     joint_step_size: float = 0.015
 
