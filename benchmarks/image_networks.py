@@ -28,7 +28,7 @@ flags.DEFINE_integer("turns", 3, "Timings of each, in turn; the least counts.", 
 flags.DEFINE_string("output_dir", "/tmp/image_networks", "Where results.json goes.")
 
 CASES = {
-    "ConvPotential(width=24)": (networks.ConvPotential(width=24), (28, 28, 1), 64),
+    "ConvPotential of mnist.py": (networks.ConvPotential(width=24, local_energies=True), (28, 28, 1), 64),
     "UNetViTPotential, narrow": (
         networks.UNetViTPotential(
             num_channels=32,
@@ -44,6 +44,7 @@ CASES = {
     ),
     "UNetViTPotential, published size": (networks.UNetViTPotential(), (32, 32, 1), 2),
 }
+TIMED = ("gradient", "training")
 SCHEDULES = {"CIFAR-10": (145_000, 2_000), "ImageNet32": (640_000, 1_000)}
 """Steps of the two phases, of BATCH images each."""
 BATCH, LANGEVIN_STEPS = 128, 200
@@ -52,10 +53,17 @@ PEAKS = {"H100": 989e12, "TPU v5e-8": 8 * 197e12}
 SHARES = (0.1, 0.2, 0.4)
 
 
-def programs(network, event, batch):
-    """{name: (compiled program, its arguments)} in x, of a flow step, of V in the parameters."""
-    x_0, x_1 = jax.random.normal(jax.random.key(2), (2, batch, *event))
-    params = jax.jit(network.init)(jax.random.key(0), x_0[:1])
+def programs(network, event, batch, like=None):
+    """({name: (lowered program, its arguments)} of the gradient in x, of a flow step, of V; the parameters).
+
+    Arguments are drawn, or shapes only where `like` is jax.eval_shape.
+    """
+    images = jax.ShapeDtypeStruct((batch, *event), jnp.float32)
+    make = lambda key: (
+        network.init(key, jnp.zeros((1, *event))),
+        *jax.random.normal(key, (2, *images.shape)),
+    )
+    params, x_0, x_1 = (like or (lambda f, *a: jax.jit(f)(*a)))(make, jax.random.key(0))
 
     def in_x(params, x):
         return jax.grad(lambda x: jnp.sum(network.apply(params, x)))(x)
@@ -72,11 +80,11 @@ def programs(network, event, batch):
         "training": (jax.grad(flow), (params, x_0, x_1)),
         "contrast": (jax.grad(contrast), (params, x_0)),
     }
-    return {k: (jax.jit(f).lower(*a).compile(), a) for k, (f, a) in made.items()}, params
+    return {k: (jax.jit(f).lower(*a), a) for k, (f, a) in made.items()}, params
 
 
 def gflop(program, batch):
-    """XLA's count, 1e9 operations an image."""
+    """XLA's count of a lowered program, before it is compiled: 1e9 operations an image."""
     return program.cost_analysis()["flops"] / 1e9 / batch
 
 
@@ -88,17 +96,22 @@ def seconds(program, args):
 
 def compare():
     """A row a network: parameters; operations and seconds an image."""
-    compiled = {name: (programs(*case), case[2]) for name, case in CASES.items()}
-    best = {}
+    compiled, best = {name: (programs(*case), case[2]) for name, case in CASES.items()}, {}
+    runs = {
+        (name, kind): (program.compile(), args, batch)
+        for name, ((made, _), batch) in compiled.items()
+        for kind, (program, args) in made.items()
+        if kind in TIMED
+    }
     for _ in range(1 + FLAGS.turns):  # the first warms up
-        for name, ((made, _), batch) in compiled.items():
-            for kind, (program, args) in made.items():
-                best.setdefault((name, kind), []).append(seconds(program, args) / batch)
+        for which, (program, args, batch) in runs.items():
+            best.setdefault(which, []).append(seconds(program, args) / batch)
     rows = []
     for name, ((made, params), batch) in compiled.items():
         row = {"network": name, "parameters": sum(p.size for p in jax.tree.leaves(params)), "batch": batch}
-        for kind, (program, _) in made.items():
-            row |= {f"{kind}_gflop": gflop(program, batch), f"{kind}_ms": 1e3 * min(best[name, kind][1:])}
+        for kind in TIMED:
+            row |= {f"{kind}_gflop": gflop(made[kind][0], batch)}
+            row |= {f"{kind}_ms": 1e3 * min(best[name, kind][1:])}
         rows.append(row)
     return rows
 
@@ -114,7 +127,7 @@ def matrix_product_rate(size=1024, repeats=10):
 def schedules():
     """Operations of the published runs and hours at several shares of the peak."""
     batch = 1
-    made, _ = programs(networks.UNetViTPotential(), (32, 32, 3), batch)
+    made, _ = programs(networks.UNetViTPotential(), (32, 32, 3), batch, jax.eval_shape)
     per = {kind: gflop(program, batch) for kind, (program, _) in made.items()}
     out = {"gflop_an_image": per, "runs": {}}
     for name, (first, second) in SCHEDULES.items():
@@ -144,7 +157,7 @@ def main(argv):
             print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
         small, *others = record["networks"]
         for other in others:
-            times = {k: other[f"{k}_ms"] / small[f"{k}_ms"] for k in ("gradient", "training", "contrast")}
+            times = {k: other[f"{k}_ms"] / small[f"{k}_ms"] for k in TIMED}
             ratios = ", ".join(f"{k} {ratio:.0f}" for k, ratio in times.items())
             print(f"times the small one's, an image, {other['network']}: {ratios}")
     if "schedules" in FLAGS.part:
