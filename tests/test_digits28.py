@@ -79,7 +79,7 @@ def test_distortions_keep_a_digit_about_where_it_was(parts, folder):
 def test_spectra_count_flat_directions(parts):
     """V = (1/2) sum of c_i x_i^2 in 16 dimensions: its eigenvalues are the c_i."""
     c = np.r_[np.zeros(5), np.linspace(1, 3, 11)].astype(np.float32)
-    potential = lambda x: 0.5 * jnp.sum(c * x.reshape(x.shape[0], 16) ** 2, axis=1)
+    potential = lambda x: 0.5 * jnp.sum(c[None] * x.reshape(x.shape[0], 16) ** 2, axis=1)
     x = np.asarray(jax.random.normal(jax.random.key(0), (3, 4, 4, 1)))
     found, seconds = parts.dimension.spectra(jax.random.key(1), potential, x)
     np.testing.assert_allclose(np.sort(found), np.tile(np.sort(c), (3, 1)), atol=1e-4)

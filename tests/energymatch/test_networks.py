@@ -178,7 +178,7 @@ def test_local_energies_add_a_linear_function_of_every_place():
     assert np.all(params["params"]["local_0"]["kernel"] == 0)  # they start as nothing
     params = {"params": layers}
     plain = {"params": {name: layers[name] for name in layers if not name.startswith("local")}}
-    hidden = convolutional.patches(x) @ layers["Dense_0"]["kernel"] + layers["Dense_0"]["bias"]
+    hidden = convolutional.patches(x) @ layers["Dense_0"]["kernel"]  # its bias is 0
     expected = 2.0 * jnp.sum(nn.silu(hidden) @ layers["local_0"]["kernel"], axis=(1, 2, 3))
     came = net.clone(local_energies=True).apply(params, x) - net.apply(plain, x)
     np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
