@@ -89,9 +89,11 @@ def solve(apply, params, key, y, operator, settings, lengths, strength, width):
     measurement = posterior.gaussian_measurement(operator, jnp.repeat(y, MEMBERS, axis=0), ZETA)
     keys = jax.random.split(key, 3)
     x_0 = jax.random.normal(keys[0], (num * MEMBERS, SIDE, SIDE, 1))
+    # Unadjusted, as published: from a minimum, where the cold part of the schedule ends, adjusted steps of
+    # this size are refused one after the other.
     anneal = functools.partial(
         langevin.sample, keys[1], x_0=x_0, num_steps=lengths.annealing, step_size=lengths.step_size,
-        temperature=ramp, method="mala",
+        temperature=ramp,
     )  # fmt: skip
     published = anneal(potential, energies=(measurement,)).x
     guided = anneal(posterior.with_energies(potential, (measurement,), epsilon)).x
