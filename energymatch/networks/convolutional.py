@@ -40,6 +40,9 @@ class ConvPotential(Picklable, nn.Module):
       confinement_radius: R, the Euclidean distance from `center` over all pixels, in the units of x,
         beyond which strength/2 (|x - center| / R - 1)^2 is added; None adds nothing.
       confinement_strength: of the wall.
+      local_energies: whether each stage adds to V, at every place, a linear function of its activations
+        there, summed over places; 0 to begin with. Fine detail then has a way to V that does not pass the
+        later stages.
 
     Raises:
       TypeError, ValueError: an attribute or x is of the wrong kind, size or range.
@@ -55,6 +58,7 @@ class ConvPotential(Picklable, nn.Module):
     output_scale: float = 1.0
     confinement_radius: float | None = None
     confinement_strength: float = 100.0
+    local_energies: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -63,21 +67,27 @@ class ConvPotential(Picklable, nn.Module):
         checks.positive_int(self.depth, "depth", minimum=0)
         checks.positive_float(self.output_scale, "output_scale")
         checks.function(self.activation, "activation")
+        checks.flag(self.local_energies, "local_energies")
         shape = checks.float_array(x, "x").shape
         if len(shape) != 4 or any(side % 2**self.num_stages or not side for side in shape[1:3]):
             raise ValueError(
                 f"x must have shape [B, H, W, C] with H and W divisible by {2**self.num_stages}, got {shape}"
             )
         offset, hidden = flattened(x, self.center, self.scale)
-        hidden = hidden.reshape(shape)
+        hidden, local = hidden.reshape(shape), 0.0
         for stage in range(self.num_stages):
             channels = self.width * 2**stage
             hidden = nn.Dense(channels)(patches(hidden))
             for _ in range(self.depth):
                 hidden = hidden + nn.Dense(channels)(windows(self.activation(hidden)))
+            if self.local_energies:
+                each = nn.Dense(1, use_bias=False, kernel_init=nn.initializers.zeros, name=f"local_{stage}")(
+                    self.activation(hidden)
+                )
+                local = local + jnp.sum(each, axis=(1, 2, 3))
         hidden = self.activation(hidden).reshape(shape[0], math.prod(hidden.shape[1:]))
         hidden = self.activation(nn.Dense(self.head_width)(hidden))
-        out = self.output_scale * nn.Dense(1)(hidden)[:, 0]
+        out = self.output_scale * (nn.Dense(1)(hidden)[:, 0] + local)
         return out + wall(offset, self.confinement_radius, self.confinement_strength)
 
 

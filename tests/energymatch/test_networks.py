@@ -1,5 +1,6 @@
 """Networks for potentials: sizes by hand, second derivatives, the confining wall, bad input."""
 
+import functools
 import math
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from energymatch import networks
+from energymatch import curvature, networks
 from energymatch.networks import convolutional
 
 KEY = jax.random.key(0)
@@ -17,6 +18,10 @@ NETS = {
     "mlp on images": (networks.MLPPotential(width=16, depth=2, scale=(0.5,) * 8), (2, 4, 1)),
     "features": (networks.MLPPotential(width=16, depth=1, features=lambda z: jnp.sin(2 * z)), (2,)),
     "conv": (networks.ConvPotential(width=4, num_stages=1, head_width=8, confinement_radius=2.0), (4, 2, 3)),
+    "conv with local energies": (
+        networks.ConvPotential(width=4, num_stages=1, head_width=8, local_energies=True),
+        (4, 2, 3),
+    ),
 }
 
 
@@ -164,6 +169,36 @@ def test_convolutional_potential_sees_the_whole_image():
     assert slope.shape == x.shape and np.all(slope != 0)
 
 
+def test_local_energies_add_a_linear_function_of_every_place():
+    """V with them, less V of the same parameters without, is what their weights make of the activations."""
+    net = networks.ConvPotential(width=3, num_stages=1, depth=0, head_width=4, output_scale=2.0)
+    x = jax.random.normal(KEY, (2, 4, 6, 2))
+    params = jax.jit(net.clone(local_energies=True).init)(jax.random.key(1), x)
+    layers = params["params"] | {"local_0": {"kernel": jnp.array([[1.0], [-0.5], [2.0]])}}
+    assert np.all(params["params"]["local_0"]["kernel"] == 0)  # they start as nothing
+    params = {"params": layers}
+    plain = {"params": {name: layers[name] for name in layers if not name.startswith("local")}}
+    hidden = convolutional.patches(x) @ layers["Dense_0"]["kernel"]  # its bias is 0
+    expected = 2.0 * jnp.sum(nn.silu(hidden) @ layers["local_0"]["kernel"], axis=(1, 2, 3))
+    came = net.clone(local_energies=True).apply(params, x) - net.apply(plain, x)
+    np.testing.assert_allclose(came, expected, rtol=1e-4, atol=1e-4)
+    assert np.all(np.abs(expected) > 1e-2)
+
+
+def test_lanczos_counts_the_hessian_of_a_convolutional_potential():
+    """The path that 28x28 digits take: forward over reverse, against the dense matrix."""
+    net = networks.ConvPotential(width=4, head_width=8, local_energies=True, output_scale=30.0)
+    x = jax.random.normal(KEY, (2, 8, 8, 1))
+    params = jax.jit(net.init)(jax.random.key(1), x)
+    potential = functools.partial(net.apply, params)
+    exact = np.asarray(jax.jit(lambda x: curvature.spectrum(potential, x))(x))
+    for threshold in np.quantile(np.abs(exact), (0.25, 0.75)) + 1e-4 * np.abs(exact).max():
+        count = functools.partial(
+            curvature.local_intrinsic_dimension, potential, threshold=threshold, method="lanczos", key=KEY
+        )
+        np.testing.assert_array_equal(jax.jit(count)(x), np.sum(np.abs(exact) < threshold, axis=1))
+
+
 X, IMAGE = jnp.ones((2, 3)), jnp.ones((2, 8, 8, 1))
 MLP, CONV = networks.MLPPotential, networks.ConvPotential
 
@@ -198,6 +233,7 @@ MLP, CONV = networks.MLPPotential, networks.ConvPotential
         (CONV(num_stages=0), IMAGE, ValueError, "num_stages must be at least 1, got 0"),
         (CONV(depth=-1), IMAGE, ValueError, "depth must be at least 0, got -1"),
         (CONV(), IMAGE.astype(int), TypeError, "x must be floating point"),
+        (CONV(local_energies=1), IMAGE, TypeError, "local_energies must be"),
         (CONV(head_width=2.0), IMAGE, TypeError, "head_width must be an int"),
         (CONV(scale=(1.0,) * 8), IMAGE, ValueError, "scale must be a number or a tuple of 64"),
     ],

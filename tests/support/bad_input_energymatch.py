@@ -322,7 +322,7 @@ ENTRIES += [
           width=whole(4), depth=whole(1), features=function(jnp.tanh, optional=True), **WALL),
     entry("energymatch.networks.ConvPotential", made(ConvPotential), traced=True,
           x=array(IMAGES, (1, 2), 4, 4), width=whole(2), num_stages=whole(2), depth=whole(1, 0),
-          head_width=whole(2), **WALL, aliases={"num_stages": "x"}),
+          head_width=whole(2), local_energies=flag(False), **WALL, aliases={"num_stages": "x"}),
     entry("energymatch.networks.UNetViTPotential", made(UNetViTPotential), traced=True,
           x=array(jnp.zeros((1, 4, 4, 1)), (1, 2), 4, 4), num_channels=whole(32), num_res_blocks=whole(1),
           channel_mult=anything((1,), None, 1, (), (0,), ("a",), (-1.0,), (0.3,)),
