@@ -55,8 +55,10 @@ class MaximumCut(pairwise.OnGraph):
         """Of a networkx graph, its nodes in their order; an edge without `weight` has weight 1.
 
         Raises:
-          TypeError: graph has no nodes and edges. ValueError: as for the class.
+          TypeError: graph has no nodes and edges, or weight is no name. ValueError: as for the class.
         """
+        if not isinstance(weight, str):
+            raise TypeError(f"weight must be the name of an edge's weight, got {weight!r:.80}")
         number, edges, weights = _read(graph, weight)
         return cls(number, edges, weights or 1.0, inverse_temperature)
 
@@ -201,8 +203,6 @@ def _read(graph: Any, weight: str | None) -> tuple[int, tuple[tuple[int, int], .
     """(number of nodes, edges without loops, their weights) of a networkx graph."""
     if not (hasattr(graph, "nodes") and hasattr(graph, "edges")):
         raise TypeError(f"graph must have nodes and edges as of networkx, got {graph!r:.80}")
-    if weight is not None and not isinstance(weight, str):
-        raise TypeError(f"weight must be the name of an edge's weight, got {weight!r:.80}")
     place = {node: i for i, node in enumerate(graph.nodes)}
     found = [(place[a], place[b], data) for a, b, data in graph.edges(data=True) if a != b]
     weights = () if weight is None else tuple(float(data.get(weight, 1.0)) for *_, data in found)
