@@ -1,7 +1,7 @@
 """`egm.fit` and `energymatch.fit` beside the libraries that one may take instead: equal seconds for each.
 
   pip install -e .[benchmarks,interop]
-  python benchmarks/peers.py --page=docs/benchmarks.md           # all: some two hours
+  python benchmarks/peers.py --page=docs/benchmarks.md           # all: hours
   python benchmarks/peers.py --targets funnel iris --seconds=30  # some
   python benchmarks/peers.py --reuse --page=docs/benchmarks.md   # only what results.json lacks, then the page
 

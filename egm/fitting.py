@@ -82,6 +82,8 @@ def fit(
       log_density: instead of `energy`, its negative.
       batched: whether the energy takes a batch; None tries.
       seconds: after which training ends whatever the ESS; compilation and what comes before are counted.
+        How many chains go before it also depends on this and on the machine's speed: the same key gives the
+        same sampler only where there was time for all.
       iterations: most iterations; None for as many as there is time for.
       ess_target: the ESS at which training is good enough.
       network: in place of the space's own: a Flax module or any object with `init(key, x, t)` and

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import (
+    _saved,
     algorithms,
     batching,
     checks,
@@ -33,9 +34,8 @@ from egm.checkpoint import paths as folders
 from egm.coordinates import Coordinates
 from egm.design import Design, inputs, parts_of
 from egm.simulate import draw_prior, path_log_weights, simulate
-from egm.spaces import Circle, Interval, Layout, Particles, Positive, Real, Tokens
-from egm.transport import CouplingMap, Transport
-from egm.typing import Array, Energy, Key, Moments, PyTree, State
+from egm.spaces import Layout
+from egm.typing import Array, Energy, Key, PyTree, State
 
 __all__ = ["Sampler", "Samples", "summarize"]
 
@@ -343,7 +343,7 @@ class Sampler:
         if os.path.isdir(root) and os.listdir(root):
             raise ValueError(f"folder must be new or empty, got {root}")
         folders.make(root)
-        spaces = [_plain_space(leaf) for leaf in self.design.layout.leaves]
+        spaces = [_saved.plain_space(leaf) for leaf in self.design.layout.leaves]
         curved = self.coordinates.transport
         # Arrays of no elements are not saved by orbax.
         numbers = self.design.layout.num_coordinates
@@ -354,12 +354,12 @@ class Sampler:
             "version": VERSION,
             "own_network": self._own_network,
             "spaces": spaces,
-            "structure": _structure(self.space),
+            "structure": _saved.structure(self.space),
             "design": fields,
             "log_det": self.coordinates.log_det,
             "transport": None if curved is None else curved.module.sizes,
-            "figures": {k: _plain(v) for k, v in self._figures.items()},
-            "evidence": None if self.evidence is None else [_plain(v) for v in self.evidence],
+            "figures": {k: _saved.plain(v) for k, v in self._figures.items()},
+            "evidence": None if self.evidence is None else [_saved.plain(v) for v in self.evidence],
             "history": {k: np.asarray(v).tolist() for k, v in self.history.items()},
         }
         arrays = {
@@ -414,16 +414,16 @@ class Sampler:
         if about.get("own_network", network is not None) != (network is not None):
             given = "one was given to egm.fit" if network is None else "none was given to egm.fit"
             raise ValueError(f"network must be that of the sampler in {root}: {given}")
-        leaves = iter([_KINDS[s.pop("kind")](**_tuples(s)) for s in about["spaces"]])
-        layout = Layout(_rebuilt(about["structure"], leaves))
-        design = Design(layout, **_tuples(about["design"]))
+        leaves = iter([_saved.KINDS[s.pop("kind")](**_saved.tuples(s)) for s in about["spaces"]])
+        layout = Layout(_saved.rebuilt(about["structure"], leaves))
+        design = Design(layout, **_saved.tuples(about["design"]))
         with np.errstate(all="ignore"):
             arrays = ocp.load(os.path.join(root, "arrays"))
         arrays = jax.tree.map(np.asarray, arrays)
         params = arrays["params"]
         if about.get("own_network"):
             params = modules.with_leaves(modules.given(network), inputs(layout, 1), params)
-        coordinates = _coordinates(layout, about, arrays)
+        coordinates = _saved.coordinates(layout, about, arrays)
         function = batching.batched_energy(energy, layout, batched)
         found = cls(
             function,
@@ -434,72 +434,10 @@ class Sampler:
             network=network,
             figures=about["figures"],
             history={k: np.asarray(v) for k, v in about["history"].items()},
-            evidence_=_evidence(about["evidence"]),
+            evidence_=_saved.evidence_of(about["evidence"]),
         )
-        found.moments = _moments(layout, arrays["moments"])
+        found.moments = _saved.moments(layout, arrays["moments"])
         return found
-
-
-def _coordinates(layout: Layout, about: dict[str, Any], arrays: dict[str, Any]) -> Coordinates:
-    matrix = arrays["matrix"] if arrays["matrix"].ndim == 2 else float(arrays["matrix"][0])
-    curved = about.get("transport")
-    if curved is not None:
-        curved = Transport(CouplingMap(**curved), arrays["transport"])
-    return Coordinates(layout, arrays["center"][: layout.num_coordinates], matrix, about["log_det"], curved)
-
-
-def _evidence(values: Any) -> evidence.Evidence | None:
-    return None if values is None else evidence.Evidence(*(jnp.asarray(v) for v in values))
-
-
-def _moments(layout: Layout, leaves: Any) -> Any:
-    """The moments in the path's form of their arrays."""
-    if not layout.num_coordinates:
-        return None
-    values = list(leaves.values()) if isinstance(leaves, dict) else list(leaves)
-    vector = Moments(*(jnp.asarray(a, float) for a in values))
-    return layout.joined(vector, None)
-
-
-_KINDS = {kind.__name__: kind for kind in (Real, Positive, Interval, Circle, Tokens, Particles)}
-
-
-def _plain_space(space: Any) -> dict[str, Any]:
-    kind = type(space).__name__
-    if kind not in _KINDS or _KINDS[kind] is not type(space):
-        raise TypeError(f"only the spaces of egm.spaces can be saved, got {space!r:.80}")
-    return {"kind": kind} | {f.name: getattr(space, f.name) for f in dataclasses.fields(space)}
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-
-
-def _structure(tree: PyTree) -> Any:
-    """Dicts, lists and tuples of a pytree of spaces as plain data, None where a space stands."""
-    if isinstance(tree, dict):
-        return {"dict": {k: _structure(v) for k, v in tree.items()}}
-    if type(tree) in (list, tuple):
-        return {type(tree).__name__: [_structure(v) for v in tree]}
-    if dataclasses.is_dataclass(tree):
-        return None
-    raise TypeError(f"only dicts, lists and tuples of spaces can be saved, got {tree!r:.80}")
-
-
-def _rebuilt(structure: Any, leaves: Any) -> PyTree:
-    """The pytree of a plain structure, its leaves taken in the order of `jax.tree.leaves`."""
-    if structure is None:
-        return next(leaves)
-    ((kind, inside),) = structure.items()
-    if kind == "dict":
-        return {k: _rebuilt(inside[k], leaves) for k in sorted(inside)}
-    parts = [_rebuilt(v, leaves) for v in inside]
-    return parts if kind == "list" else tuple(parts)
-
-
-def _plain(value: Any) -> Any:
-    value = np.asarray(value).item() if not isinstance(value, str | type(None)) else value
-    return value
 
 
 def _sizes(layout: Layout) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import types
@@ -11,21 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
+from example_modules import EXAMPLES, importable
 
 
 @pytest.fixture(scope="module")
 def parts():
     """The example's modules."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
+    with importable():
         from data import digits28
         from reports import mnist as report
         from support import digits28 as training
         from support import digits28_dimension, digits28_judges, digits28_posteriors
-    finally:
-        sys.path.remove(str(EXAMPLES))
     return types.SimpleNamespace(
         data=digits28, report=report, dimension=digits28_dimension, judges=digits28_judges,
         posteriors=digits28_posteriors, training=training,

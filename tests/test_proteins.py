@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import types
@@ -12,19 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
-EXAMPLES = pathlib.Path(__file__).resolve().parent.parent / "examples"
+from example_modules import EXAMPLES, importable
 
 
 @pytest.fixture(scope="module")
 def parts():
     """The example's modules."""
-    sys.path.insert(0, str(EXAMPLES))
-    try:
+    with importable():
         from data import proteins as data
         from support import protein_tokens, proteins
-    finally:
-        sys.path.remove(str(EXAMPLES))
     return types.SimpleNamespace(data=data, regressors=proteins, tokens=protein_tokens)
 
 

@@ -96,10 +96,8 @@ class Pairwise:
         if sites > _DENSE and sites**2 > _DENSE_SHARE * 2 * len(self.edges):
             return None
         matrix = np.zeros((sites, sites))
-        for (i, j), bond in zip(self.edges, self.bonds, strict=True):
-            matrix[i, j] += bond
-            matrix[j, i] += bond
-        return matrix
+        np.add.at(matrix, tuple(self.edges.T), self.bonds)
+        return matrix + matrix.T
 
     def _by_products(self, x: Array, scale: Any) -> tuple[Array, Array]:
         """`conditionals` without messages, by matrix products."""

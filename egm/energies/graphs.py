@@ -60,7 +60,7 @@ class MaximumCut(pairwise.OnGraph):
         if not isinstance(weight, str):
             raise TypeError(f"weight must be the name of an edge's weight, got {weight!r:.80}")
         number, edges, weights = _read(graph, weight)
-        return cls(number, edges, weights or 1.0, inverse_temperature)
+        return cls(number, edges, weights, inverse_temperature)
 
     @property
     def vocab_size(self) -> int:
@@ -199,11 +199,11 @@ class IndependentSet(pairwise.OnGraph):
         return pairwise.Pairwise(edges, np.full(len(edges), -0.5 * strength), biases)
 
 
-def _read(graph: Any, weight: str | None) -> tuple[int, tuple[tuple[int, int], ...], tuple[float, ...]]:
+def _read(graph: Any, weight: str | None) -> tuple[int, tuple[tuple[int, int], ...], tuple[Any, ...]]:
     """(number of nodes, edges without loops, their weights) of a networkx graph."""
     if not (hasattr(graph, "nodes") and hasattr(graph, "edges")):
         raise TypeError(f"graph must have nodes and edges as of networkx, got {graph!r:.80}")
     place = {node: i for i, node in enumerate(graph.nodes)}
     found = [(place[a], place[b], data) for a, b, data in graph.edges(data=True) if a != b]
-    weights = () if weight is None else tuple(float(data.get(weight, 1.0)) for *_, data in found)
+    weights = () if weight is None else tuple(data.get(weight, 1.0) for *_, data in found)
     return len(place), tuple((a, b) for a, b, _ in found), weights

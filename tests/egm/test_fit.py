@@ -12,7 +12,7 @@ import scipy.special
 from scipy import integrate
 
 import egm
-from egm import _questions, evidence, pilot, stopping
+from egm import _questions, _saved, evidence, pilot, stopping
 from egm.spaces import Interval, Layout, Positive, Real, Tokens
 from egm.typing import Moments
 
@@ -303,8 +303,8 @@ def test_every_space_is_one_that_a_saved_sampler_knows():
     named = {name for name in egm.spaces.__all__ if name[0].isupper()} - {"Layout", "Continuous"}
     assert {type(kind).__name__ for kind in kinds} == named
     for kind in kinds:
-        plain = json.loads(json.dumps(egm.sampler._plain_space(kind)))
-        assert egm.sampler._KINDS[plain.pop("kind")](**egm.sampler._tuples(plain)) == kind
+        plain = json.loads(json.dumps(_saved.plain_space(kind)))
+        assert _saved.KINDS[plain.pop("kind")](**_saved.tuples(plain)) == kind
 
 
 def rule(**told):
