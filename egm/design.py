@@ -37,6 +37,7 @@ class Design:
       layout: of the states.
       length_scale, data_scale: s and S in the sampler's coordinates.
       reach: sigma_max over S.
+      mixture: of separate places that the head starts from; None for a normal.
       width, depth: of the network.
       num_times: steps of a simulation.
       flip: whether the network keeps the symmetry of exchanged tokens (with x -> -x on mixed states).
@@ -56,6 +57,7 @@ class Design:
     shifts: bool = False
     pairs: bool = False
     colours: tuple[int, ...] = ()
+    mixture: heads.NormalMixture | None = None
 
 
 class Parts(NamedTuple):
@@ -92,7 +94,8 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
         if layout.particles is not None:
             path = paths.CenteredPath(path, layout.particles.num_particles, layout.particles.spatial_dim)
         process = processes.DiffusionProcess(path, data_scale=design.data_scale)
-        vector = (path, process, heads.ScoreHead(path, *scale, max_target_norm=_LARGEST))
+        head = heads.ScoreHead(path, *scale, mixture=design.mixture, max_target_norm=_LARGEST)
+        vector = (path, process, head)
     if layout.num_sites:
         tokens = _tokens_part(design)
     if vector is not None and tokens is not None:

@@ -31,6 +31,7 @@ from egm import (
     importance,
     iteration,
     metrics,
+    modes,
     pilot,
     random,
     stopping,
@@ -45,12 +46,16 @@ __all__ = ["fit"]
 
 _FOR_PILOT = 0.3
 """Share of the time that descents and chains may take, about."""
+_FOR_MODES = 0.1
+"""Share of the time that chains from a mixture of places may take, about."""
 _FOR_CURVES = 0.25
 """Share of the time after which no further map for curved coordinates is begun."""
 _WORTH_A_STEP = 0.1
 """Share of the sites of the last colour from which an order reveals it at once."""
 _CALLS = 40_000
 """Network calls of an iteration's simulation of tokens, about those of its training."""
+_NUM_TRIED = 2048
+"""States by which a number of steps is judged."""
 _ROUNDS = 4
 """Of moves of the chains' states between iterations."""
 
@@ -137,9 +142,18 @@ def fit(
     _questions.check_proper(k_check, found.coordinates.energy(canonical), layout, 300.0, 3000.0, spread)
     found = curves.straightened(k_curve, canonical, found, _FOR_CURVES * seconds, say.phase)
     energy_there = found.coordinates.energy(canonical)
+    say.phase("separate modes")
+    k_modes = random.derive(key, "separate modes")
+    places = modes.separate(k_modes, energy_there, found, _FOR_MODES * seconds)
+    found = places.found
     moved = batching.with_conditionals(energy_there, layout)
     design = _design(k_check, found, moved, layout)
-    design = dataclasses.replace(design, pairs=isinstance(canonical, energies.WithPairs))
+    design = dataclasses.replace(
+        design,
+        pairs=isinstance(canonical, energies.WithPairs),
+        mixture=places.mixture,
+        reach=places.reach,
+    )
     parts = parts_of(design, moved, network)
     training = _Training(design, parts, moved, found, optimizer)
     state = training.start(parts.init(k_params))
@@ -323,7 +337,9 @@ def _finished(key, sampler, found, level, stopped, budget, say) -> Sampler:
     k_steps, k_draw, k_back = random.split(key, 3)
     say.phase("the number of steps")
     if sampler.design.layout.num_coordinates:
-        sampler.design = dataclasses.replace(sampler.design, num_times=_steps(k_steps, sampler, budget))
+        chosen = _steps(k_steps, sampler, budget)
+        budget.seconds_a_state *= chosen / sampler.design.num_times
+        sampler.design = dataclasses.replace(sampler.design, num_times=chosen)
     say.phase("evidence from both sides")
     num_times = sampler.design.num_times
     chunks = max(1, round(4 * budget.share_of_last))
@@ -363,12 +379,12 @@ _ess = jax.jit(lambda log_weights: importance.snis(log_weights).ess)
 
 
 def _steps(key, sampler, budget) -> int:
-    """The fewest steps of 50, 100, 200 and 400 that come near the ESS target or the best there is."""
+    """The fewest steps of 100, 200 and 400 that come near the ESS target or the best there is time for."""
     best, chosen = 0.0, sampler.design.num_times
     for num_times in (100, 200, 400):
-        if best > 0 and budget.left < -0.2 * budget.seconds:
+        if best > 0 and not budget.affords(_NUM_TRIED, num_times / sampler.design.num_times):
             break
-        _, log_weights = sampler._run(key, sampler.params, sampler.moments, 2048, num_times)
+        _, log_weights = sampler._run(key, sampler.params, sampler.moments, _NUM_TRIED, num_times)
         ess = float(_ess(log_weights))
         if ess > best * 1.1:
             best, chosen = ess, num_times

@@ -30,19 +30,22 @@ from egm.coordinates import (
     linear,
     may_be_turned,
 )
+from egm.heads import NormalMixture
 from egm.paths import CenteredPath, MaskedPath, ProductPath, VarianceExplodingPath, WrappedPath
 from egm.spaces import Layout
-from egm.typing import Energy, Key, Moments, State
+from egm.typing import Array, Energy, Key, Moments, State
 
-__all__ = ["Found", "explore", "finest_length", "path_of"]
+__all__ = ["MOST_MINIMA", "Found", "explore", "finest_length", "normals_at", "path_of", "with_chains"]
 
 _ENERGY_RANGE = 10.0
 _SLACK = 0.2
 """Of a log Z: differences and spreads below it say nothing."""
-_MOST_MINIMA = 64
+MOST_MINIMA = 64
 """The lowest, from which chains start."""
 _AGREE = 1.0
 """Spread of log Z over the populations below which one kind of start is enough."""
+_NUM_CHAINS = 384
+"""Of a population."""
 _LEAST_CHAINS, _LEAST_ROUNDS = 64, 2
 """Where time is short."""
 _FIRST, _SECOND = 0.4, 0.7
@@ -60,9 +63,10 @@ class Found(NamedTuple):
       states: [N, ...] of the chains, in those coordinates.
       log_z: [W, G] of the populations.
       population: [N] of which of the W * G each state is, in turn; kinds of starts differ in size.
+      kind: [W * G] the kind of start of each population.
       log_shares: [N] log of what each state stands for of Z, -inf where its population has failed.
       energies: [N] E of the states, in those coordinates.
-      num_minima: distinct minima that descents found; 0 where none was searched.
+      minima: [M, D] of the layout's states' vectors, distinct, lowest first; M = 0 where none was searched.
       smooth: whether the energy has a useful gradient.
     """
 
@@ -71,9 +75,10 @@ class Found(NamedTuple):
     states: State
     log_z: np.ndarray
     population: np.ndarray
+    kind: np.ndarray
     log_shares: np.ndarray
     energies: np.ndarray
-    num_minima: int
+    minima: np.ndarray
     smooth: bool
 
 
@@ -82,7 +87,7 @@ def explore(
     energy: Energy,
     layout: Layout,
     *,
-    num_chains: int = 384,
+    num_chains: int = _NUM_CHAINS,
     num_groups: int = 2,
     seconds: float = np.inf,
     say: Callable[[str], None] = lambda text: None,
@@ -117,7 +122,7 @@ def explore(
             clock, k_chains, energy, path, event, None, 2 * num_groups, (num_chains, rounds),
             share=1.0, least=_LEAST_CHAINS, levels=_levels(layout),
         )  # fmt: skip
-        return _found(own, energy, [(chains, own)], 1.0, 0, True)
+        return _found(own, energy, [(chains, own)], 1.0, None, True)
     if layout.angles.any():
         # Descents have no end in a space without one: chains from everywhere.
         say("tempered chains")
@@ -125,7 +130,7 @@ def explore(
         wide = linear(layout, np.zeros(layout.num_coordinates), np.diag(variance))
         smooth = _has_gradient(k_scales, energy, layout)
         run = _run(clock, k_wide, wide, energy, layout, num_chains, 2 * num_groups, smooth)
-        return _found(own, energy, [(run, wide)], None, 0, smooth)
+        return _found(own, energy, [(run, wide)], None, None, smooth)
     return _by_descents(clock, (k_scales, k_chains, k_wide), energy, layout, num_chains, num_groups, say)
 
 
@@ -144,8 +149,8 @@ def _by_descents(clock, keys, energy, layout, num_chains, num_groups, say) -> Fo
         )
     several = may_be_turned(layout) and not layout.num_sites and not clock.settled(runs)
     if minima is not None and len(minima.energies) > 1 and several:
-        say(f"tempered chains from {min(len(minima.energies), _MOST_MINIMA)} minima")
-        first, mixture = runs[0][1], _around(energy, runs[0][1], minima)
+        say(f"tempered chains from {min(len(minima.energies), MOST_MINIMA)} minima")
+        first, mixture = runs[0][1], _start(energy, runs[0][1], minima)
         k_minima = random.derive(k_chains, "minima")
         run = _run(clock, k_minima, first, energy, layout, num_chains, num_groups, True, _SECOND, mixture)
         runs.append((run, first))
@@ -153,7 +158,7 @@ def _by_descents(clock, keys, energy, layout, num_chains, num_groups, say) -> Fo
         say("tempered chains from afar")
         wide = _from_afar(layout, minima)
         runs.append((_run(clock, k_wide, wide, energy, layout, num_chains, num_groups, smooth), wide))
-    return _found(identity(layout), energy, runs, None, 0 if minima is None else len(minima.energies), smooth)
+    return _found(identity(layout), energy, runs, None, None if minima is None else minima.minima, smooth)
 
 
 def _from_afar(layout: Layout, minima: scales.Scales | None) -> Coordinates:
@@ -237,16 +242,20 @@ def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinat
     return linear(layout, minima.minima.mean(axis=0), inside + between(np.asarray(minima.minima)))
 
 
-def _around(energy: Energy, coordinates: Coordinates, minima: scales.Scales) -> evidence.Mixture:
-    """Normals at the lowest minima in these coordinates, as wide as the curvature there says."""
-    z = jnp.asarray(coordinates.linear(jnp.asarray(minima.minima[:_MOST_MINIMA], float)))
-    there = coordinates.energy(energy)
-    hessians = jax.jit(lambda y: jax.lax.map(jax.hessian(lambda one: there(one[None])[0]), y))(z)
+def _start(energy: Energy, coordinates: Coordinates, minima: scales.Scales) -> NormalMixture:
+    """Normals at the lowest minima, in these coordinates."""
+    z = coordinates.linear(jnp.asarray(minima.minima[:MOST_MINIMA], float))
+    return NormalMixture(np.asarray(z), normals_at(coordinates.energy(energy), z))
+
+
+def normals_at(energy: Energy, z: Array) -> np.ndarray:
+    """[M, D, D] covariances as wide as the curvature at z [M, D] says, none wider than the target's unit."""
+    hessians = jax.jit(lambda y: jax.lax.map(jax.hessian(lambda one: energy(one[None])[0]), y))(z)
     hessians = np.where(np.isfinite(hessians), hessians, 0.0).astype(np.float64)
     values, vectors = np.linalg.eigh((hessians + hessians.transpose(0, 2, 1)) / 2)
     # A direction without curvature is no wider than the target.
     variance = 1 / np.maximum(values, 1.0)
-    return evidence.Mixture(z, np.einsum("mij,mj,mkj->mik", vectors, variance, vectors))
+    return np.einsum("mij,mj,mkj->mik", vectors, variance, vectors)
 
 
 class _Clock:
@@ -338,19 +347,20 @@ def _chains(
     return found
 
 
-def _found(own, energy, runs, length, num_minima, smooth) -> Found:
+def _found(own, energy, runs, length, minima, smooth) -> Found:
     layout = own.layout
+    minima = np.zeros((0, layout.num_coordinates)) if minima is None else np.asarray(minima)
     states, log_z = [], []
     for chains, coordinates in runs:
         states.append(jax.device_get(coordinates.apply(jax.tree.map(jnp.asarray, chains.x))))
         log_z.append(np.asarray(chains.log_z, np.float64))
     x = jax.tree.map(lambda *a: np.concatenate(a), *states)
-    shares = _shares(log_z)
     sizes = [len(jax.tree.leaves(chains.x)[0]) // chains.log_z.size for chains, _ in runs]
     sizes = np.repeat(sizes, [each.size for each in log_z])
     population = np.repeat(np.arange(len(sizes)), sizes)
+    kind = np.repeat(np.arange(len(runs)), [each.size for each in log_z])
     log_z = np.concatenate(log_z)
-    shares = (shares - np.log(sizes))[population]
+    shares = _shares(log_z, kind, population)
     if not np.any(np.isfinite(shares)):
         raise ValueError(
             "energy: no tempered chain from a wide start has reached exp(-energy) in 300 levels; is it a "
@@ -360,28 +370,63 @@ def _found(own, energy, runs, length, num_minima, smooth) -> Found:
     shares = np.where(np.isfinite(e), shares, -np.inf)
     vector, _ = layout.split(x)
     if vector is None:
-        return Found(own, 1.0, x, log_z, population, shares, e, num_minima, smooth)
+        return Found(own, 1.0, x, log_z, population, kind, shares, e, minima, smooth)
     coordinates = fitted(layout, vector, shares, runs[0][1])
     z = jax.device_get(coordinates.invert(jax.tree.map(jnp.asarray, x)))
     length = finest_length(coordinates.energy(energy), layout, z, shares) if smooth else 0.25
     e = e - coordinates.log_det
-    return Found(coordinates, length, z, log_z, population, shares, e, num_minima, smooth)
+    return Found(coordinates, length, z, log_z, population, kind, shares, e, minima, smooth)
 
 
-def _shares(runs: list[np.ndarray]) -> np.ndarray:
-    """[P] log of what each population stands for of Z, over all populations of runs of log Z [W, G].
+def with_chains(
+    key: Key, energy: Energy, found: Found, mixture: NormalMixture, seconds: float = np.inf
+) -> Found:
+    """`found` with chains more, from a mixture that is already near the target.
+
+    Args:
+      key: a typed key.
+      energy: E in the coordinates of `found`, of states that are numbers alone.
+      mixture: there.
+      seconds: about what it may take.
+    """
+    layout = found.coordinates.layout
+    chains = _chains(
+        _Clock(seconds), key, energy, path_of(layout), layout.event_shape, mixture, 2, (_NUM_CHAINS, 10),
+        share=1.0, least=max(_LEAST_CHAINS, 2 * len(mixture.means)), levels=10, gradient=found.smooth,
+        # As wide as the target is, not only its places.
+        widen=1.0,
+    )  # fmt: skip
+    states, e = np.asarray(chains.x), np.asarray(jax.jit(energy)(jnp.asarray(chains.x)), np.float64)
+    log_z = np.asarray(chains.log_z, np.float64)
+    kind = np.append(found.kind, np.full(log_z.size, found.kind.max() + 1))
+    own = found.log_z.size + np.repeat(np.arange(log_z.size), len(states) // log_z.size)
+    population = np.append(found.population, own)
+    log_z = np.concatenate([found.log_z, log_z])
+    usable = np.append(np.isfinite(found.log_shares) & np.isfinite(found.energies), np.isfinite(e))
+    shares = np.where(usable, _shares(log_z, kind, population), -np.inf)
+    return found._replace(
+        states=np.concatenate([found.states, states]),
+        log_z=log_z,
+        population=population,
+        kind=kind,
+        log_shares=shares,
+        energies=np.append(found.energies, e),
+    )
+
+
+def _shares(log_z: np.ndarray, kind: np.ndarray, population: np.ndarray) -> np.ndarray:
+    """[N] log of what each state stands for of Z: of log Z [W, G], the kind of each, and its own of [N].
 
     Kinds of starts count by the precision of their log Z, which may be far better for one than for others;
     not so one that agrees with itself below what another has found: it may have lost a mode.
     """
-    log_z = np.concatenate([run.reshape(-1) for run in runs])
-    kind = np.repeat(np.arange(len(runs)), [run.size for run in runs])
+    log_z = log_z.reshape(-1)
     reached = np.isfinite(log_z)
     if not reached.any():
-        return np.where(reached, log_z, -np.inf)
+        return np.full(len(population), -np.inf)
     # The levels were adapted to the states, so that one Z in a dozen may be far too high: no population
     # stands for more than e times the median one of its kind, or of all.
-    own = [log_z[reached & (kind == k)] for k in range(len(runs))]
+    own = [log_z[reached & (kind == k)] for k in range(kind.max() + 1)]
     middle = np.array([np.median(z) if z.size else -np.inf for z in own])
     spread = np.array([np.std(z) if z.size > 1 else np.inf for z in own])
     sure = middle - 2 * spread / np.sqrt([max(z.size, 1) for z in own])
@@ -390,7 +435,8 @@ def _shares(runs: list[np.ndarray]) -> np.ndarray:
     precision = 1 / (np.where(trusted, spread, worst) ** 2 + _SLACK**2)
     weight = precision[kind] / np.mean(precision[kind])
     most = np.maximum(np.median(log_z[reached]), middle[kind]) + 1.0
-    return np.where(reached, np.minimum(log_z, most), -np.inf) + np.log(weight)
+    shares = np.where(reached, np.minimum(log_z, most), -np.inf) + np.log(weight)
+    return (shares - np.log(np.bincount(population)))[population]
 
 
 def finest_length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarray, num: int = 512) -> float:

@@ -25,6 +25,7 @@ from egm import (
     batching,
     checks,
     evidence,
+    heads,
     importance,
     metrics,
     modules,
@@ -348,7 +349,9 @@ class Sampler:
         # Arrays of no elements are not saved by orbax.
         numbers = self.design.layout.num_coordinates
         fields = {
-            f.name: getattr(self.design, f.name) for f in dataclasses.fields(Design) if f.name != "layout"
+            f.name: getattr(self.design, f.name)
+            for f in dataclasses.fields(Design)
+            if f.name not in ("layout", "mixture")
         }
         about = {
             "version": VERSION,
@@ -368,6 +371,7 @@ class Sampler:
             "moments": [np.asarray(a) for a in jax.tree.leaves(self.moments)] or [np.zeros(1)],
             "center": np.asarray(self.coordinates.center).reshape(-1) if numbers else np.zeros(1),
             "matrix": np.atleast_1d(np.asarray(self.coordinates.matrix, np.float64)),
+            "mixture": {} if self.design.mixture is None else dataclasses.asdict(self.design.mixture),
         }
         ocp.save(os.path.join(root, "arrays"), arrays)
         with open(os.path.join(root, "sampler.json"), "w", encoding="utf-8") as file:
@@ -416,10 +420,11 @@ class Sampler:
             raise ValueError(f"network must be that of the sampler in {root}: {given}")
         leaves = iter([_saved.KINDS[s.pop("kind")](**_saved.tuples(s)) for s in about["spaces"]])
         layout = Layout(_saved.rebuilt(about["structure"], leaves))
-        design = Design(layout, **_saved.tuples(about["design"]))
         with np.errstate(all="ignore"):
             arrays = ocp.load(os.path.join(root, "arrays"))
         arrays = jax.tree.map(np.asarray, arrays)
+        mixture = heads.NormalMixture(**arrays["mixture"]) if arrays.get("mixture") else None
+        design = Design(layout, **_saved.tuples(about["design"]), mixture=mixture)
         params = arrays["params"]
         if about.get("own_network"):
             params = modules.with_leaves(modules.given(network), inputs(layout, 1), params)

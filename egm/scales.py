@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from egm import checks, moves, random
-from egm.heads.score import level_at, untrained
+from egm.heads.score import level_at, normal_score, untrained
 from egm.typing import Array, Energy, Key, State
 
 __all__ = ["Length", "Scales", "find_length", "find_scales"]
@@ -430,7 +430,8 @@ def _losses(energy, space, key, states, tokens, center, data_scale, width, lengt
 
             def loss(s):
                 level = level_at(ones, sigma**2 * ones, s)
-                scaled = sigma / level.spread * untrained(own, x - center, level, precision, space.size)
+                base = normal_score(x - center, level, precision)
+                scaled = sigma / level.spread * untrained(own, base, level, space.size)
                 return jnp.mean(jnp.sum(scaled * (scaled + 2 * noise), axis=-1)) / space.size
 
             return jax.lax.map(loss, jnp.asarray(lengths, x.dtype))

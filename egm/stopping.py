@@ -13,6 +13,8 @@ __all__ = ["LEARNING_RATE", "OWN_ESS", "Budget", "Rule", "Voice"]
 LEARNING_RATE = 2e-3
 _PATIENCE = 15
 """Iterations without a higher ESS after which the learning rate falls."""
+_RISES = 0.99
+"""Share of the highest ESS from which one counts as high."""
 _FALL = 10
 """Iterations over which it falls, at least."""
 OWN_ESS = 0.3
@@ -46,6 +48,11 @@ class Budget:
         """How many of these states there is time for, as a share."""
         room = max(self.left, _MOST_LAST * self.seconds)
         return min(1.0, room / max(self.seconds_a_state * _NUM_LAST, 1e-9))
+
+    def affords(self, num: int, factor: float) -> bool:
+        """Whether there is time for `num` states and a quarter of the last, each `factor` times as long."""
+        cost = factor * self.seconds_a_state * (num + _NUM_LAST // 4)
+        return self.left - cost > -_MOST_LAST * self.seconds
 
     @property
     def left(self) -> float:
@@ -141,7 +148,8 @@ class Rule:
             return False
         if recent[-1] >= self._budget.ess_target:
             return True
-        best = int(np.argmax(recent))
+        # The first that no later one is worth the time of.
+        best = int(np.argmax(recent >= _RISES * recent.max()))
         own = self._hopeless or max(self._ess) >= OWN_ESS
         patience = _PATIENCE if own else _MOST_BY_CHAINS // 2
         stalled = recent[-1] > 0 and len(recent) - 1 - best >= max(patience, self.count // 2)

@@ -45,7 +45,7 @@ LAYERS = [
     ["egm.spaces", "egm.transport"],
     ["egm.coordinates", "egm.batching", "egm.modules", "egm.stopping"],
     ["egm.pilot", "egm.design"],
-    ["egm._questions", "egm._saved", "egm.curves"],
+    ["egm._questions", "egm._saved", "egm.curves", "egm.modes"],
     ["egm.sampler"],
     ["egm.fitting", "egm.refinement"],
     ["egm"],

@@ -23,12 +23,11 @@ chain meets it on the way, stays unseen, by every number here.
 
 from egm.evidence._kernels import by_colour
 from egm.evidence.bounds import Evidence, check, from_states, message, two_sided
-from egm.evidence.chains import Chains, Mixture, moved, tempered_chains
+from egm.evidence.chains import Chains, moved, tempered_chains
 
 __all__ = [
     "Chains",
     "Evidence",
-    "Mixture",
     "by_colour",
     "check",
     "from_states",

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from egm import checks, random
+from egm import checks, importance, random
+from egm.heads import NormalMixture
 from egm.paths import ProductPath
 from egm.paths.wrapped import wrapped
 from egm.typing import Array, State, TokenPath
@@ -66,24 +67,13 @@ class Part(NamedTuple):
         return self if self.is_tokens else self._replace(variance=width**2 * self.variance)
 
 
-class Mixture(NamedTuple):
-    """Where chains start that know of several places: an even mixture of normals.
-
-    Attributes:
-      means: [M, D].
-      covariances: [M, D, D].
-    """
-
-    means: Any
-    covariances: Any
-
-
 class MixturePart(NamedTuple):
     """A Gaussian part whose chains start from a mixture; as `Part`."""
 
     path: Any
     shape: tuple[int, ...]
     means: Array
+    log_weights: Array
     roots: Array
     inverse: Array
     width: Any = 1.0
@@ -101,9 +91,10 @@ class MixturePart(NamedTuple):
 
     def draw(self, key, num):
         """Of each component as many as can be, which of them have one more is random."""
-        k_order, k_first = jax.random.split(random.derive(key, "order"))
-        count = self.means.shape[0]
-        order = (jax.random.permutation(k_order, num) + jax.random.randint(k_first, (), 0, count)) % count
+        k_order, k_parts, k_place = jax.random.split(random.derive(key, "order"), 3)
+        parts = jax.random.permutation(k_parts, self.means.shape[0])
+        place = importance.systematic(k_place, self.log_weights[parts], num)
+        order = jax.random.permutation(k_order, parts[place])
         noise = jax.random.normal(key, (num, *self.shape))
         return self.means[order] + self.width * jnp.einsum("nij,nj->ni", self.roots[order], noise)
 
@@ -116,8 +107,9 @@ class MixturePart(NamedTuple):
         middle = jnp.einsum("mij,mj->mi", self.inverse, self.means, precision="highest")
         z = (product(x, rows.T).reshape(-1, count, dim) - middle[None]) / self.width
         log_det = jnp.sum(jnp.log(jnp.diagonal(self.inverse, axis1=1, axis2=2)), axis=-1)
-        log_p = (log_det - dim * jnp.log(self.width))[None] - 0.5 * jnp.sum(z**2, axis=-1)
-        return math.log(count) + 0.5 * dim * math.log(2 * math.pi) - jax.nn.logsumexp(log_p, axis=-1)
+        log_det = log_det - dim * jnp.log(self.width) + self.log_weights
+        log_p = log_det[None] - 0.5 * jnp.sum(z**2, axis=-1)
+        return 0.5 * dim * math.log(2 * math.pi) - jax.nn.logsumexp(log_p, axis=-1)
 
     def lifted(self, x):
         return x
@@ -170,7 +162,7 @@ def parts_of(path, event_shape, start) -> tuple[Part | MixturePart, ...]:
         raise TypeError(f"path must be of Gaussian paths and paths of tokens, got {path!r:.80}")
     if len(shape) != 1:
         raise ValueError(f"event_shape of a Gaussian part must be (D,), got {shape}")
-    if isinstance(start, Mixture):
+    if isinstance(start, NormalMixture):
         return (_mixture(path, shape, start),)
     if start is None:
         start = jnp.zeros(shape), jnp.full(shape, path.prior_variance)
@@ -184,16 +176,13 @@ def parts_of(path, event_shape, start) -> tuple[Part | MixturePart, ...]:
     return (Part(path, shape, mean, jnp.max(variance)),)
 
 
-def _mixture(path, shape, start: Mixture) -> MixturePart:
-    means, covariances = jnp.asarray(start.means, float), jnp.asarray(start.covariances, float)
-    if means.ndim != 2 or means.shape[1:] != shape or not means.shape[0]:
-        raise ValueError(f"start.means must have shape [M, {shape[0]}], got {means.shape}")
-    expected = (*means.shape, *shape)
-    if covariances.shape != expected:
-        raise ValueError(f"start.covariances must have shape {expected}, got {covariances.shape}")
+def _mixture(path, shape, start: NormalMixture) -> MixturePart:
+    if start.means.shape[1:] != shape:
+        raise ValueError(f"start.means must have shape [K, {shape[0]}], got {start.means.shape}")
     if path.dimension(shape[0]) < shape[0] or np.any(path.confinement(shape[0]) == 0):
         raise ValueError(
-            f"start must be moments on a subspace and for angles, got a Mixture for {path!r:.60}"
+            f"start must be moments on a subspace and for angles, got a NormalMixture for {path!r:.60}"
         )
-    roots = jnp.linalg.cholesky(covariances)
-    return MixturePart(path, shape, means, roots, jnp.linalg.inv(roots))
+    roots = np.linalg.cholesky(start.covariances)
+    numbers = (start.means, start.log_weights, roots, np.linalg.inv(roots))
+    return MixturePart(path, shape, *(jnp.asarray(a, float) for a in numbers))

@@ -11,10 +11,10 @@ import numpy as np
 
 from egm import checks, importance, random, summation
 from egm.evidence._kernels import moves
-from egm.evidence._leaves import Flat, Mixture, is_shape, parts_of
+from egm.evidence._leaves import Flat, is_shape, parts_of
 from egm.typing import Array, Energy, Key, Path, State
 
-__all__ = ["Chains", "Mixture", "moved", "tempered_chains"]
+__all__ = ["Chains", "moved", "tempered_chains"]
 
 _NUM_WIDTHS = 3
 _NUM_STARTS = 64  # rounds of draws of starts at most
@@ -75,8 +75,8 @@ def tempered_chains(
       path: a Gaussian path, one of tokens or a product of them: says which parts are tokens, V, the space.
       event_shape: as for `make_iteration`.
       start: moments in the path's form (`egm.typing.Moments`; None for tokens), about where the target
-        is and how wide, such as `Moments(scales.center, data_scale^2)`; or a `Mixture` of places that are
-        known, such as minima with the inverse Hessians there. None: the path's own prior.
+        is and how wide, such as `Moments(scales.center, data_scale^2)`; or an `egm.heads.NormalMixture` of
+        places that are known, such as minima with the inverse Hessians there. None: the path's own prior.
       widen: the widest p_0 over the widest coordinate of `start`.
       num_groups: G, populations of each width.
       num_chains: C, chains of a population, an even number.

@@ -9,7 +9,17 @@ it is a starting point for the score near t = 1 and a target there.
 
 from egm.heads.denoiser import DenoiserHead
 from egm.heads.mixture import MixtureHead, MixtureTarget
+from egm.heads.normals import Noised, NormalMixture
 from egm.heads.product import ProductHead
 from egm.heads.score import ConditionalScore, ScoreHead
 
-__all__ = ["ConditionalScore", "DenoiserHead", "MixtureHead", "MixtureTarget", "ProductHead", "ScoreHead"]
+__all__ = [
+    "ConditionalScore",
+    "DenoiserHead",
+    "MixtureHead",
+    "MixtureTarget",
+    "Noised",
+    "NormalMixture",
+    "ProductHead",
+    "ScoreHead",
+]

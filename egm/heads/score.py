@@ -1,7 +1,8 @@
 """The head on R^d: score and posterior variance about the closed form of a normal target.
 
 score = c [c (-grad E)(x/alpha)/alpha] + (1 - c) (alpha m - x)/(sigma_t^2 + alpha_t^2 S^2) + F/b, with F the
-network's output (see `ScoreHead`); conditional targets mix the energy's score with the noise's.
+network's output (see `ScoreHead`); conditional targets mix the energy's score with the noise's. A mixture of
+normals may stand in for the one.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from egm import checks, divergences, smoothness
+from egm.heads.normals import NormalMixture
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Energy, Gaussian, HeadCounts
 
-__all__ = ["ConditionalScore", "Level", "ScoreHead", "clipped", "level_at", "untrained"]
+__all__ = ["ConditionalScore", "Level", "ScoreHead", "clipped", "level_at", "normal_score", "untrained"]
 
 _MOST = 10.0
 """The skip's bracket is cut at this multiple of sqrt(D)."""
@@ -49,7 +51,10 @@ class ScoreHead:
     the bracket being the score where E is that of a normal distribution of scale s (on a subspace the
     variance is that times its dimension over D). So an output of zero is exact for a normal target
     N(m, S^2 I) at every t, with its energy where s = S, and for any target at t = 1. Of angles
-    (`WrappedPath`) S counts as infinite. The same c mixes
+    (`WrappedPath`) S counts as infinite. With a `mixture` q
+      score = grad log q_t + c [c (-grad E - grad log q)(E_q[x_1 | x_t])/alpha] + F/b,
+    q_t being the noised q, and the variance is q's: an output of zero is exact where the target is q, so that
+    what a network would have to learn of far modes in many dimensions is known before. The same c mixes
     the two forms of a conditional score: grad E at x_1 (target-score form) and the noise.
 
     Attributes:
@@ -57,6 +62,7 @@ class ScoreHead:
       length_scale: s, the scale below which E is close to a normal distribution's.
       data_scale: S, the extent of the target (of the annealing's reference).
       center: m, a number or a tuple of D.
+      mixture: in place of N(m, S^2 I), on a path on all of R^D without angles; None for that.
       energy_skip: start from the energy's own score; without it c = 0 in the score's first two terms.
       target_score: use grad E in conditional targets where exp(-E) has no jump (below).
       max_target_norm: cut b |score| of targets at this multiple of sqrt(D); None for no cut.
@@ -85,6 +91,7 @@ class ScoreHead:
     length_scale: float = 1.0
     data_scale: float = 1.0
     center: float | tuple[float, ...] = 0.0
+    mixture: NormalMixture | None = None
     energy_skip: bool = True
     target_score: bool = True
     max_target_norm: float | None = None
@@ -101,6 +108,14 @@ class ScoreHead:
         for name in ("energy_skip", "target_score"):
             checks.flag(getattr(self, name), name)
         object.__setattr__(self, "center", checks.center(self.center, "center"))
+        if self.mixture is not None:
+            self._check_mixture(self.mixture)
+
+    def _check_mixture(self, mixture):
+        checks.instance(mixture, NormalMixture, "mixture")
+        dim = mixture.means.shape[1]
+        if self.path.dimension(dim) != dim or not np.all(np.asarray(self.path.confinement(dim)) == 1):
+            raise ValueError(f"mixture needs a path on all of R^{dim} without angles, got {self.path}")
 
     def generator(self, output: Array, x_t: Array, t: Array, energy: Energy | None = None) -> Gaussian:
         """The velocity, score and posterior variance, [B, D] each; without E the skip has c = 0."""
@@ -216,6 +231,8 @@ class ScoreHead:
         return level_at(alpha, variance, self.length_scale)
 
     def _base_variance(self, level, x):
+        if self.mixture is not None:
+            return self.mixture.noised(x, level.alpha, level.variance).variance
         # A coordinate of isotropic noise on a subspace has less variance than one of the whole space.
         share = self._dimension(x) / x.shape[-1]
         return level.variance / (level.variance * self._precision(x) + level.alpha**2) * share
@@ -231,12 +248,27 @@ class ScoreHead:
         if output.shape != (*x.shape, 2):
             raise ValueError(f"output must have shape {(*x.shape, 2)}, got {output.shape}")
         center = jnp.broadcast_to(jnp.asarray(self.center, x.dtype), x.shape)
-        own = None
-        if self.energy_skip and energy is not None:
-            own = _score(energy, x / level.alpha, self.path)
+        energy = energy if self.energy_skip else None
         limit = min(self.max_drift_norm or _MOST, _MOST)
-        skip = untrained(own, x - level.alpha * center, level, self._precision(x), self._dimension(x), limit)
+        if self.mixture is None:
+            own = None if energy is None else _score(energy, x / level.alpha, self.path)
+            base = normal_score(x - level.alpha * center, level, self._precision(x))
+            skip = untrained(own, base, level, self._dimension(x), limit)
+        else:
+            skip = self._beside_mixture(self.mixture, energy, x, level, limit)
         return self.path.project(skip + checks.wide(output)[..., 0])
+
+    def _beside_mixture(self, mixture, energy, x, level, limit):
+        """[B, D] b times the mixture's noised score, with what E's differs by from its own as t goes to 1."""
+        seen = mixture.noised(x, level.alpha, level.variance)
+        skip = level.spread * seen.score
+        if energy is None:
+            return skip
+        # Not at x / alpha, which is outside of every narrow place, where neither says anything.
+        one = jnp.ones_like(level.alpha)
+        more = _score(energy, seen.mean, self.path) - mixture.noised(seen.mean, one, 0 * one).score
+        more, _ = clipped(level.gate * level.spread / level.alpha * more, limit, self._dimension(x))
+        return skip + level.gate * more
 
     def _target(self, target, x, t, level):
         """(b times the target score [B, D], whether it was cut [B])."""
@@ -271,20 +303,22 @@ def level_at(alpha: Array, variance: Array, length_scale: Any) -> Level:
     return Level(alpha, variance, jnp.sqrt(variance + signal), signal / (variance + signal))
 
 
-def untrained(
-    own: Array | None, x: Array, level: Level, precision: Array, dimension: int, limit: float = _MOST
-) -> Array:
+def normal_score(x: Array, level: Level, precision: Array) -> Array:
+    """[B, D] noised score of N(m, S^2 I) at x = x_t - alpha m, of precision 1 / S^2 [1, D], 0 for angles."""
+    return -x * precision / (level.variance * precision + level.alpha**2)
+
+
+def untrained(own: Array | None, base: Array, level: Level, dimension: int, limit: float = _MOST) -> Array:
     """[B, D] b times the score of a head whose network says zero.
 
     Args:
       own: [B, D] -grad E at x_t / alpha; None for a head without it.
-      x: [B, D] x_t - alpha m.
+      base: [B, D] the noised score of what stands for the target far from the data.
       level: of the times.
-      precision: [1, D] 1 / S^2, 0 for angles.
       dimension: of the space.
       limit: the bracket is cut at this multiple of sqrt(dimension).
     """
-    skip = -level.spread * x * precision / (level.variance * precision + level.alpha**2)
+    skip = level.spread * base
     if own is None:
         return skip
     own, _ = clipped(level.gate * level.spread / level.alpha * own, limit, dimension)

@@ -238,7 +238,8 @@ def test_a_state_stands_for_its_population_whatever_the_size_of_its_kind(monkeyp
     energy = layout.energy(lambda x: -jnp.logaddexp(*(-jnp.sum((x - m) ** 2, axis=-1) for m in (-6, 6))))
     found = pilot.explore(jax.random.key(0), energy, layout, num_chains=64)
     assert np.bincount(found.population).tolist() == [64] * 6 + [16] * 6 + [32] * 6
-    shares = pilot._shares(np.split(found.log_z, 3))
+    assert found.kind.tolist() == [0] * 6 + [1] * 6 + [2] * 6
+    shares = pilot._shares(found.log_z, found.kind, np.arange(18))
     for p, share in enumerate(shares):
         assert scipy.special.logsumexp(found.log_shares[found.population == p]) == pytest.approx(share)
     there = found.coordinates.energy(energy)(jnp.asarray(found.states))
@@ -248,16 +249,21 @@ def test_a_state_stands_for_its_population_whatever_the_size_of_its_kind(monkeyp
 def test_kinds_of_starts_count_by_their_precision():
     """Shares are log Z plus a weight of mean one: high for what agrees with itself, unless it is low."""
     rough, fine = np.array([[-1.0, 1.5], [0.5, -0.8]]), np.array([[0.01, -0.02], [0.0, 0.01]])
-    shares = pilot._shares([rough, fine])
+    both = lambda *runs: pilot._shares(
+        np.concatenate(runs),
+        np.repeat(np.arange(len(runs)), [run.size for run in runs]),
+        np.arange(sum(run.size for run in runs)),
+    )
+    shares = both(rough, fine)
     weight = np.exp(shares - np.minimum(np.concatenate([rough.ravel(), fine.ravel()]), 1.3))
     np.testing.assert_allclose(weight[:4], weight[0], rtol=0.3)
     assert weight[4] > 10 * weight[3] and abs(np.mean(weight) - 1) < 0.2
     # One that has lost half of the mass agrees with itself as well.
-    low = pilot._shares([rough + 3.0, fine])
+    low = both(rough + 3.0, fine)
     assert np.exp(low[4:] - fine.ravel()).max() < 2.0
-    alone = pilot._shares([fine])
+    alone = both(fine)
     np.testing.assert_allclose(alone, fine.ravel())
-    none = pilot._shares([np.full((1, 2), -np.inf)])
+    none = both(np.full((1, 2), -np.inf))
     assert np.all(none == -np.inf)
 
 

@@ -720,6 +720,8 @@ EXCLUDED = {
     "egm.refinement": "its own table of bad input: tests/egm/test_fit.py",
     "egm.curves": "energies and layouts that fit has checked: tests/egm/test_fit.py",
     "egm.coordinates": "layouts and maps that fit has checked: tests/egm/test_fit.py",
+    "egm.modes": "energies and states that fit has checked: tests/egm/test_modes.py",
+    "egm.heads.NormalMixture": "its own table of bad input: tests/egm/test_modes.py",
     "egm.pilot": "energies and layouts that fit has checked: tests/egm/test_fit.py",
     "egm.sampler": "built by fit and load: tests/egm/test_fit.py",
     "egm.spaces": "its own table of bad input: tests/egm/test_spaces.py",
