@@ -37,7 +37,13 @@ from egm.typing import Array, Energy, Key, Moments, State
 
 __all__ = ["MOST_MINIMA", "Found", "explore", "finest_length", "normals_at", "path_of", "with_chains"]
 
-_ENERGY_RANGE = 10.0
+_ENERGY_RANGE, _NARROWER = 10.0, 0.7
+"""Of the minima that count; .7 D more in D dimensions, by which one half as wide may be lower."""
+_NUM_STARTS = (128, 512)
+"""Of descents, at least and at most."""
+_NUM_STEPS, _MOST_WIDENINGS = 400, 7
+_FOR_DESCENTS = 0.1
+"""Share of the time that they may take, if all searches are made."""
 _SLACK = 0.2
 """Of a log Z: differences and spreads below it say nothing."""
 MOST_MINIMA = 64
@@ -66,7 +72,7 @@ class Found(NamedTuple):
       kind: [W * G] the kind of start of each population.
       log_shares: [N] log of what each state stands for of Z, -inf where its population has failed.
       energies: [N] E of the states, in those coordinates.
-      minima: [M, D] of the layout's states' vectors, distinct, lowest first; M = 0 where none was searched.
+      minima: [M, D] of the layout's states' vectors, distinct, heaviest first; M = 0 where none was searched.
       smooth: whether the energy has a useful gradient.
     """
 
@@ -138,7 +144,7 @@ def _by_descents(clock, keys, energy, layout, num_chains, num_groups, say) -> Fo
     """`explore` where there are numbers and no angles."""
     k_scales, k_chains, k_wide = keys
     say("descents to minima")
-    minima = _descend(k_scales, energy, layout)
+    minima = _descend(k_scales, energy, layout, _num_starts(clock, energy, layout))
     smooth = minima is not None
     runs = []
     if minima is not None:
@@ -195,27 +201,57 @@ def path_of(layout: Layout, vector: Any = None) -> Any:
     return ProductPath(parts) if isinstance(parts, dict) else parts
 
 
-def _descend(key, energy, layout) -> scales.Scales | None:
+def _num_starts(clock, energy, layout) -> int:
+    """Of the descents, as many as there is time for: a narrow minimum is reached from few of them."""
+    x = jnp.zeros((_NUM_STARTS[0], layout.num_coordinates))
+    state = layout.joined(x, jnp.zeros((len(x), layout.num_sites), jnp.int32))
+    gradient = jax.jit(jax.grad(lambda y: jnp.sum(energy(y)), allow_int=True))
+    jax.block_until_ready(gradient(state))
+    began = time.time()
+    for _ in range(3):
+        jax.block_until_ready(gradient(state))
+    each = (time.time() - began) / 3 * _NUM_STEPS * _MOST_WIDENINGS
+    factor = clock.share(_FOR_DESCENTS) / max(each, 1e-9)
+    return int(np.clip(_NUM_STARTS[0] * factor, *_NUM_STARTS)) // 64 * 64
+
+
+def _descend(key, energy, layout, num_starts) -> scales.Scales | None:
     """Minima by descent, searched ever wider; None where the energy has no curvature to go by."""
     path = path_of(layout)
     vector = path.paths["x"] if isinstance(path, ProductPath) else path
+    free = may_be_turned(layout) and not layout.num_sites
+    more = _NARROWER * layout.num_coordinates if free else 0.0
     try:
-        return scales.find_scales(
+        found = scales.find_scales(
             key,
             energy,
             layout.event_shape,
             search_radius=1.0,
             vocab_size=layout.vocab_size or None,
             project=None if layout.particles is None else vector.project,
-            num_starts=128,
-            num_steps=400,
-            max_widenings=7,
-            energy_range=_ENERGY_RANGE,
+            num_starts=num_starts,
+            num_steps=_NUM_STEPS,
+            max_widenings=_MOST_WIDENINGS,
+            energy_range=_ENERGY_RANGE + more,
         )
     except ValueError as error:
         if "not finite" in str(error) or "curvature" in str(error):
             return None
         raise
+    return _heavy(energy, found) if free else found
+
+
+def _heavy(energy: Energy, found: scales.Scales) -> scales.Scales:
+    """The minima by what a normal there weighs, those left out that weigh exp(-10) of the heaviest.
+
+    In many dimensions a wide minimum lies far above a narrow one and may hold more.
+    """
+    x = jnp.asarray(found.minima, float)
+    covariances = normals_at(energy, x, max(found.data_scale, found.radius) ** 2)
+    weight = -np.asarray(found.energies, np.float64) + 0.5 * np.linalg.slogdet(covariances)[1]
+    order = np.argsort(-weight)
+    order = order[weight[order] > weight.max() - _ENERGY_RANGE]
+    return found._replace(minima=found.minima[order], energies=found.energies[order])
 
 
 def _laplace(energy: Energy, layout: Layout, minima: scales.Scales) -> Coordinates:
@@ -248,13 +284,13 @@ def _start(energy: Energy, coordinates: Coordinates, minima: scales.Scales) -> N
     return NormalMixture(np.asarray(z), normals_at(coordinates.energy(energy), z))
 
 
-def normals_at(energy: Energy, z: Array) -> np.ndarray:
-    """[M, D, D] covariances as wide as the curvature at z [M, D] says, none wider than the target's unit."""
+def normals_at(energy: Energy, z: Array, most: float = 1.0) -> np.ndarray:
+    """[M, D, D] covariances as wide as the curvature at z [M, D] says, no variance above the target's."""
     hessians = jax.jit(lambda y: jax.lax.map(jax.hessian(lambda one: energy(one[None])[0]), y))(z)
     hessians = np.where(np.isfinite(hessians), hessians, 0.0).astype(np.float64)
     values, vectors = np.linalg.eigh((hessians + hessians.transpose(0, 2, 1)) / 2)
     # A direction without curvature is no wider than the target.
-    variance = 1 / np.maximum(values, 1.0)
+    variance = 1 / np.maximum(values, 1 / most)
     return np.einsum("mij,mj,mkj->mik", vectors, variance, vectors)
 
 
@@ -267,6 +303,10 @@ class _Clock:
     @property
     def left(self) -> float:
         return self._seconds - (time.time() - self._began)
+
+    def share(self, share: float) -> float:
+        """Seconds that this share of all is."""
+        return share * self._seconds
 
     def settled(self, runs) -> bool:
         """Whether no further kind of start is due: the first agrees with itself, or time is over."""
