@@ -23,7 +23,9 @@ from egm.typing import Array, Energy, Key, Moments
 __all__ = ["straightened"]
 
 _TURNS = 4
-"""Maps learned one after the other."""
+"""Maps learned one after the other, once tails are known."""
+_NO_SHORTER = 0.8
+"""Of the length before, which tails alone leave about as it was."""
 _FURTHER = 4
 """Times that the chains are moved on for each."""
 
@@ -32,8 +34,9 @@ def straightened(key: Key, energy: Energy, found: Found, seconds: float, say: Ca
     """`found` in coordinates in which the chains' states look normal, where a map makes them so.
 
     The chains go on, a map is learned from their states, the chains go on in its coordinates, where they
-    mix better, and so forth. It is judged by chains that it has not seen, and taken where it is worth more
-    than chance, the target has become smoother, and E is finite where the map sends a normal. Each move keeps
+    mix better, and so forth; the first is of tails alone. It is judged by chains that it has not seen, and
+    taken where it is worth more than chance, the target has become smoother (tails: hardly less smooth), and
+    E is finite where the map sends a normal. Each move keeps
     exp(-E) in the coordinates that it is made in; that these were learned from the same chains leaves a
     bias of adaptation in their states, none in a sampler's own weights.
 
@@ -50,7 +53,7 @@ def straightened(key: Key, energy: Energy, found: Found, seconds: float, say: Ca
     """
     layout = found.coordinates.layout
     plain = may_be_turned(layout) and not layout.num_sites and not layout.angles.any()
-    if not (plain and found.smooth and layout.num_coordinates >= 2):
+    if not (plain and found.smooth and layout.num_coordinates):
         return found
     k_start, k_moves, k_fit, k_covered = random.split(key, 4)
     held = np.asarray(jax.random.permutation(random.derive(key, "sides"), len(found.log_shares))) % 4 == 0
@@ -58,29 +61,50 @@ def straightened(key: Key, energy: Energy, found: Found, seconds: float, say: Ca
     curved = transport.near_identity(k_start, transport.CouplingMap(layout.num_coordinates))
     now, gain = _in_coordinates(energy, found, dataclasses.replace(linear, transport=curved)), np.zeros(1)
     move = _mover(energy, now.coordinates)
-    began = time.time()
-    for turn in range(_TURNS):
-        if turn and time.time() - began > seconds:
+    began, back = time.time(), found.coordinates
+    for turn in range(1 + _TURNS):
+        if turn > 1 and time.time() - began > seconds:
             break
-        say(f"curved coordinates, {turn + 1} of {_TURNS}")
+        say("tails" if turn == 0 else f"curved coordinates, {turn} of {_TURNS}")
         now, x, chains = _further(random.derive(k_moves, f"{turn}"), move, now)
         x = linear.linear(now.coordinates.apply(x))
         sides = jnp.asarray(x[~held[chains]]), jnp.asarray(x[held[chains]])
-        curved, gain = transport.fit(random.derive(k_fit, f"{turn}"), *sides, start=curved)
-        if not gain.mean() > max(0.02 * layout.num_coordinates, 3 * gain.std() / np.sqrt(held.sum())):
-            return _in_coordinates(energy, now, linear)
+        k_turn, before = random.derive(k_fit, f"{turn}"), now.length_scale
+        new, gain = transport.fit(k_turn, *sides, start=curved, tails_alone=turn == 0)
+        clear = _clear(gain, int(held.sum()), 0.02 * layout.num_coordinates)
+        if turn == 0:
+            heavy = _in_coordinates(energy, now, dataclasses.replace(linear, transport=new))
+            # Tails alone: few numbers, which cannot fold what lies between them.
+            usable = clear and heavy.length_scale > _NO_SHORTER * before
+            if usable and _covered(k_covered, heavy.coordinates.energy(energy), layout):
+                now, curved, back = heavy, new, heavy.coordinates
+                say(f"tails: {gain.mean():.3g} nats nearer to a normal")
+            continue
+        if not clear:
+            return _in_coordinates(energy, now, back)
+        curved = new
         now = _in_coordinates(energy, now, dataclasses.replace(linear, transport=curved))
         if now.length_scale < 0.5 * found.length_scale:
             # Modes apart are drawn out into threads; no further map would mend that.
-            return _in_coordinates(energy, now, linear)
+            return _in_coordinates(energy, now, back)
+    behind = _in_coordinates(energy, now, back)
     say(
-        f"curved coordinates: {gain.mean():.3g} nats nearer to a normal, length {found.length_scale:.3g} "
+        f"curved coordinates: {gain.mean():.3g} nats nearer to a normal, length {behind.length_scale:.3g} "
         f"-> {now.length_scale:.3g}"
     )
-    useful = now.length_scale > found.length_scale and _covered(
+    useful = now.length_scale > behind.length_scale and _covered(
         k_covered, now.coordinates.energy(energy), layout
     )
-    return now if useful else _in_coordinates(energy, now, found.coordinates)
+    return now if useful else behind
+
+
+def _clear(gain: np.ndarray, number: int, least: float) -> bool:
+    """Whether gains of so many chains are more than chance, the outermost hundredths drawn in.
+
+    Of heavy tails a few states far out gain most, and would make the standard error as large.
+    """
+    drawn_in = np.clip(gain, *np.quantile(gain, [0.01, 0.99]))
+    return bool(drawn_in.mean() > max(least, 3 * drawn_in.std() / np.sqrt(number)))
 
 
 def _mover(energy: Energy, coordinates: Coordinates) -> Callable[..., tuple[Array, Array]]:

@@ -87,6 +87,8 @@ def separate(key: Key, energy: Energy, found: Found, seconds: float = np.inf) ->
     worth = [_log_density(mixture, found.states[held]) @ weights[held] for mixture in one]
     best = int(np.argmax(worth))
     part = one[best]
+    if len(part.means) < 3:
+        return none
     reach = reach_of(k_reach, part)
     k_draw, k_back = random.split(k_compare)
     chosen = np.asarray(importance.systematic(k_draw, jnp.asarray(shares[held], float), _NUM_COMPARED))
@@ -122,7 +124,8 @@ def fitted(
       trust: in the places, above 0.
 
     Returns:
-      NormalMixture of at most K + 1 parts; those that neither curvature nor states speak for are left out.
+      NormalMixture of at most K + 1 parts, that for all the rest last; places of less than one state are left
+      out.
     """
     dim = means.shape[1]
     weights = np.asarray(weights, np.float64) / np.sum(weights)
@@ -134,8 +137,10 @@ def fitted(
     covariances = np.concatenate([covariances, np.eye(dim)[None]])
     belongs, _ = _responsibilities(x, means, covariances, share)
     kept = (share > _LEAST) | (weights @ belongs > _LEAST)
+    kept[-1] = True
     means, covariances, share = means[kept], covariances[kept], share[kept]
     first_means, first = means, covariances
+    number = np.zeros(len(share))
     for _ in range(_TURNS):
         belongs = _responsibilities(x, means, covariances, share)[0] * weights[:, None] * count
         number = belongs.sum(axis=0)
@@ -146,7 +151,9 @@ def fitted(
         shift = (means - first_means)[:, :, None] * (means - first_means)[:, None]
         prior = trust * (dim + 2)
         covariances = (scatter + trust * shift + prior * first) / (number + prior)[:, None, None]
-    return heads.NormalMixture(means, covariances, np.log(share))
+    # Minima along a ridge or in a funnel are places of nothing.
+    kept = np.append(number[:-1] >= 1, True)
+    return heads.NormalMixture(means[kept], covariances[kept], np.log(share[kept]))
 
 
 def _responsibilities(x, means, covariances, share):

@@ -36,6 +36,8 @@ _FARTHEST = 5.0
 """What a layer sees of a coordinate at most: beyond the states that it learned from it goes on evenly."""
 _STEEP = 10.0
 """By which the tails' parameters learn faster than weights."""
+_TAILS = ("tails", "radial")
+"""Parameters of the tails."""
 _LOOK = 100
 """Steps between looks at the states left out."""
 _LOOKS = 10
@@ -43,7 +45,7 @@ _PATIENCE = 5
 
 
 class CouplingMap(nn.Module):
-    """T of R^D, D >= 2, close to the identity at the start.
+    """T of R^D, close to the identity at the start.
 
     Attributes:
       dimension: D.
@@ -180,7 +182,13 @@ class Transport:
 
 
 def fit(
-    key: Key, x: Array, held: Array, *, width: int = 64, start: Transport | None = None
+    key: Key,
+    x: Array,
+    held: Array,
+    *,
+    width: int = 64,
+    start: Transport | None = None,
+    tails_alone: bool = False,
 ) -> tuple[Transport, np.ndarray]:
     """A map under which states look normal, by maximum likelihood, stopped by states left out.
 
@@ -190,18 +198,20 @@ def fit(
       held: [M, D] further states, independent of them.
       width: of the map's networks.
       start: a map to go on from; None for one near the identity.
+      tails_alone: learn the tails' strengths and nothing else: D + 1 numbers, which few states tell.
 
     Returns:
       (Transport, gain [M]): the log-density of each held state under the map less that under N(0, I);
       their mean is what the map is worth, in nats.
 
     Raises:
-      TypeError, ValueError: the states are no [N, D] arrays of floats of one D >= 2.
+      TypeError, ValueError: the states are no [N, D] arrays of floats of one D.
     """
     checks.one_key(key)
+    checks.flag(tails_alone, "tails_alone")
     x, held = (checks.float_array(a, name, min_ndim=2) for a, name in ((x, "x"), (held, "held")))
-    if x.ndim != 2 or x.shape[1] < 2:
-        raise ValueError(f"x must have shape [N, D] with D of at least 2, got {x.shape}")
+    if x.ndim != 2 or not x.size:
+        raise ValueError(f"x must have shape [N, D], got {x.shape}")
     if held.shape[1:] != x.shape[1:]:
         raise ValueError(f"held must have shape [M, {x.shape[1]}] as x has, got {held.shape}")
     module = CouplingMap(x.shape[1], checks.positive_int(width, "width"))
@@ -211,7 +221,8 @@ def fit(
     state = _optimizer().init(params)
     best, since = (params, _gains(module, params, held)), 0
     for look in range(_LOOKS):
-        params, state = _steps(module, random.derive(k_train, f"look {look}"), params, state, x)
+        rest = jnp.asarray(not tails_alone, float)
+        params, state = _steps(module, random.derive(k_train, f"look {look}"), params, state, x, rest)
         found = _gains(module, params, held)
         better = bool(jnp.mean(found) > jnp.mean(best[1]))
         best, since = ((params, found), 0) if better else (best, since + 1)
@@ -233,7 +244,12 @@ def _optimizer() -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _steps(module: CouplingMap, key: Key, params: PyTree, state: Any, x: Array) -> Any:
+def _steps(module: CouplingMap, key: Key, params: PyTree, state: Any, x: Array, rest: Array) -> Any:
+    """(params, state) after some steps; `rest` is 0 where all but the tails stay as they are."""
+
+    def kept(path, update):
+        return update if path[-1].key in _TAILS else rest * update
+
     def loss(params, batch):
         return -jnp.mean(_log_density(module, params, batch))
 
@@ -241,7 +257,7 @@ def _steps(module: CouplingMap, key: Key, params: PyTree, state: Any, x: Array) 
         params, state = carry
         batch = x[jax.random.randint(k, (min(256, len(x)),), 0, len(x))]
         updates, state = _optimizer().update(jax.grad(loss)(params, batch), state, params)
-        return (optax.apply_updates(params, updates), state), None
+        return (optax.apply_updates(params, jax.tree_util.tree_map_with_path(kept, updates)), state), None
 
     return jax.lax.scan(step, (params, state), jax.random.split(key, _LOOK))[0]
 

@@ -77,6 +77,30 @@ def test_a_normal_has_nothing_to_gain():
     assert gain.mean() < 0.02 * 4
 
 
+def test_tails_alone_leave_the_couplings():
+    """Student's t of 3 degrees: strengths rise above those of a normal's states, all else stays."""
+    x = jnp.asarray(np.random.default_rng(0).standard_t(3, size=(3000, 1)) / np.sqrt(3), jnp.float32)
+    start = transport.near_identity(jax.random.key(0), transport.CouplingMap(1))
+    found, gain = transport.fit(jax.random.key(1), x[1000:], x[:1000], start=start, tails_alone=True)
+    assert gain.mean() > 0.02
+    for name, value in found.params["params"].items():
+        same = np.array_equal(value, start.params["params"][name])
+        assert same == (name not in ("tails", "radial"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("degrees", "dimension"), [(4, 5), (1, 2), (3, 1)])
+def test_weights_of_heavy_tails_have_an_error(degrees, dimension):
+    """Student's t, whose weights under a normal's tails have no variance: log Z within four finite errors."""
+    power = (degrees + dimension) / 2
+    energy = lambda x: power * jnp.log1p(jnp.sum(x**2, axis=-1) / degrees)
+    log_z = scipy.special.gammaln(degrees / 2) - scipy.special.gammaln(power)
+    log_z += dimension / 2 * np.log(degrees * np.pi)
+    sampler = egm.fit(jax.random.key(0), energy, egm.spaces.Real(dimension), iterations=3, progress=False)
+    assert sampler.converged and sampler.log_z_error < 0.2
+    assert abs(sampler.log_z - log_z) < 4 * sampler.log_z_error
+
+
 def test_the_coordinates_keep_log_z(x64):
     """Quadrature of exp(-E) on a grid, in x and in curved coordinates."""
     layout = spaces.Layout(spaces.Real(2))
@@ -122,7 +146,7 @@ def test_a_sampler_with_a_map_is_saved(tmp_path):
 @pytest.mark.parametrize(
     ("x", "held", "message"),
     [
-        (np.zeros((5, 1), np.float32), np.zeros((5, 1), np.float32), "x must have shape"),
+        (np.zeros((5, 0), np.float32), np.zeros((5, 0), np.float32), "x must have shape"),
         (np.zeros((5, 3), np.float32), np.zeros((5, 2), np.float32), "held must have shape"),
     ],
 )
