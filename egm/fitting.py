@@ -48,6 +48,8 @@ _FOR_PILOT = 0.3
 """Share of the time that descents and chains may take, about."""
 _FOR_MODES = 0.1
 """Share of the time that chains from a mixture of places may take, about."""
+_LATEST = 0.5
+"""Share of the time after which no mixture is looked for any more."""
 _FOR_CURVES = 0.25
 """Share of the time after which no further map for curved coordinates is begun."""
 _WORTH_A_STEP = 0.1
@@ -142,10 +144,12 @@ def fit(
     _questions.check_proper(k_check, found.coordinates.energy(canonical), layout, 300.0, 3000.0, spread)
     found = curves.straightened(k_curve, canonical, found, _FOR_CURVES * seconds, say.phase)
     energy_there = found.coordinates.energy(canonical)
-    say.phase("separate modes")
-    k_modes = random.derive(key, "separate modes")
-    places = modes.separate(k_modes, energy_there, found, _FOR_MODES * seconds)
-    found = places.found
+    places = modes.none(found)
+    if time.time() - began < _LATEST * seconds:
+        say.phase("separate modes")
+        k_modes = random.derive(key, "separate modes")
+        places = modes.separate(k_modes, energy_there, found, _FOR_MODES * seconds)
+        found = places.found
     moved = batching.with_conditionals(energy_there, layout)
     design = _design(k_check, found, moved, layout)
     design = dataclasses.replace(

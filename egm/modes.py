@@ -16,7 +16,7 @@ from egm import evidence, heads, importance, paths, processes, random
 from egm.pilot import MOST_MINIMA, Found, normals_at, with_chains
 from egm.typing import Array, Energy, Key, Moments
 
-__all__ = ["Separate", "fitted", "reach_of", "separate"]
+__all__ = ["Separate", "fitted", "none", "reach_of", "separate"]
 
 _REACHES = (2.5, 5.0, 10.0, 20.0, 40.0)
 """sigma_max over S, of which the first is taken that a normal prior is good enough for."""
@@ -46,6 +46,11 @@ class Separate(NamedTuple):
     found: Found
 
 
+def none(found: Found) -> Separate:
+    """A single normal."""
+    return Separate(None, _REACHES[0], found)
+
+
 def separate(key: Key, energy: Energy, found: Found, seconds: float = np.inf) -> Separate:
     """The places of a target on R^D, where starting from them is better than from a normal.
 
@@ -65,16 +70,16 @@ def separate(key: Key, energy: Energy, found: Found, seconds: float = np.inf) ->
       Separate; with (None, 2.5) where there are fewer than two minima, too many dimensions for their
       covariances, or where states are not numbers alone.
     """
-    none = Separate(None, _REACHES[0], found)
+    nothing = none(found)
     layout = found.coordinates.layout
     numbers_alone = layout.particles is None and not layout.num_sites and not layout.angles.any()
     minima = found.minima[: min(MOST_MINIMA, _MOST_NUMBERS // max(layout.num_coordinates, 1) ** 2)]
     if not numbers_alone or len(minima) < 2:
-        return none
+        return nothing
     z = found.coordinates.invert(jnp.asarray(minima, float))
     usable = np.isfinite(np.asarray(energy(z))) & np.all(np.isfinite(z), axis=1)
     if usable.sum() < 2:
-        return none
+        return nothing
     z = z[usable]
     covariances = normals_at(energy, z)
     by_curvature = -np.asarray(energy(z), np.float64) + 0.5 * np.linalg.slogdet(2 * np.pi * covariances)[1]
@@ -88,15 +93,17 @@ def separate(key: Key, energy: Energy, found: Found, seconds: float = np.inf) ->
     best = int(np.argmax(worth))
     part = one[best]
     if len(part.means) < 3:
-        return none
+        return nothing
     reach = reach_of(k_reach, part)
     k_draw, k_back = random.split(k_compare)
     chosen = np.asarray(importance.systematic(k_draw, jnp.asarray(shares[held], float), _NUM_COMPARED))
     tested = jnp.asarray(found.states[held][chosen])
     s = found.length_scale
-    nats = _nats(k_back, energy, part, reach, s, tested) - _nats(k_back, energy, None, none.reach, s, tested)
+    nats = _nats(k_back, energy, part, reach, s, tested) - _nats(
+        k_back, energy, None, nothing.reach, s, tested
+    )
     if not nats.mean() < -2 * nats.std() / np.sqrt(len(nats)):
-        return none
+        return nothing
     whole = fitted(*start, found.states, weights, _TRUSTS[best])
     found = with_chains(random.derive(key, "chains"), energy, found, whole, seconds)
     weights = np.exp(found.log_shares - found.log_shares.max())
