@@ -61,7 +61,7 @@ def straightened(key: Key, energy: Energy, found: Found, seconds: float, say: Ca
     curved = transport.near_identity(k_start, transport.CouplingMap(layout.num_coordinates))
     now, gain = _in_coordinates(energy, found, dataclasses.replace(linear, transport=curved)), np.zeros(1)
     move = _mover(energy, now.coordinates)
-    began, back = time.time(), found.coordinates
+    began, back, tried = time.time(), found.coordinates, []
     for turn in range(1 + _TURNS):
         if turn > 1 and time.time() - began > seconds:
             break
@@ -84,6 +84,7 @@ def straightened(key: Key, energy: Energy, found: Found, seconds: float, say: Ca
             return _in_coordinates(energy, now, back)
         curved = new
         now = _in_coordinates(energy, now, dataclasses.replace(linear, transport=curved))
+        tried.append(now.coordinates)
         if now.length_scale < 0.5 * found.length_scale:
             # Modes apart are drawn out into threads; no further map would mend that.
             return _in_coordinates(energy, now, back)
@@ -92,10 +93,14 @@ def straightened(key: Key, energy: Energy, found: Found, seconds: float, say: Ca
         f"curved coordinates: {gain.mean():.3g} nats nearer to a normal, length {behind.length_scale:.3g} "
         f"-> {now.length_scale:.3g}"
     )
-    useful = now.length_scale > behind.length_scale and _covered(
-        k_covered, now.coordinates.energy(energy), layout
-    )
-    return now if useful else behind
+    # The last map has seen most, but may send a normal where E is infinite; then the one before.
+    for coordinates in reversed(tried):
+        there = _in_coordinates(energy, now, coordinates)
+        if there.length_scale > behind.length_scale and _covered(
+            k_covered, coordinates.energy(energy), layout
+        ):
+            return there
+    return behind
 
 
 def _clear(gain: np.ndarray, number: int, least: float) -> bool:
