@@ -36,9 +36,9 @@ def straightened(key: Key, energy: Energy, found: Found, seconds: float, say: Ca
     The chains go on, a map is learned from their states, the chains go on in its coordinates, where they
     mix better, and so forth; the first is of tails alone. It is judged by chains that it has not seen, and
     taken where it is worth more than chance, the target has become smoother (tails: hardly less smooth), and
-    E is finite where the map sends a normal. Each move keeps
-    exp(-E) in the coordinates that it is made in; that these were learned from the same chains leaves a
-    bias of adaptation in their states, none in a sampler's own weights.
+    E is finite where the map sends a normal; the last map for which all this holds. Each move keeps exp(-E)
+    in the coordinates that it is made in; that these were learned from the same chains leaves a bias of
+    adaptation in their states, none in a sampler's own weights.
 
     Args:
       key: a typed key.

@@ -27,9 +27,11 @@ _LEAST = 1e-4
 _MOST_NUMBERS = 400_000
 """K D^2 at most: what a head reads for each state."""
 _TRUSTS = (1.0, 10.0, 100.0, 1e6)
+"""In the curvature, of which states left out choose: from hardly any to all."""
 _TURNS = 20
 """Of expectation and maximisation."""
 _NUM_COMPARED, _NUM_STEPS = 256, 50
+"""States and steps by which two samplers that are not trained are compared."""
 
 
 class Separate(NamedTuple):
@@ -77,21 +79,22 @@ def separate(key: Key, energy: Energy, found: Found, seconds: float = np.inf) ->
     if not numbers_alone or len(minima) < 2:
         return nothing
     z = found.coordinates.invert(jnp.asarray(minima, float))
-    usable = np.isfinite(np.asarray(energy(z))) & np.all(np.isfinite(z), axis=1)
+    e = np.asarray(energy(z), np.float64)
+    usable = np.isfinite(e) & np.all(np.isfinite(z), axis=1)
     if usable.sum() < 2:
         return nothing
     z = z[usable]
     covariances = normals_at(energy, z)
-    by_curvature = -np.asarray(energy(z), np.float64) + 0.5 * np.linalg.slogdet(2 * np.pi * covariances)[1]
+    by_curvature = -e[usable] + 0.5 * np.linalg.slogdet(2 * np.pi * covariances)[1]
     shares = np.where(np.isfinite(found.log_shares), found.log_shares, -np.inf)
     weights = np.exp(shares - shares.max())
     k_held, k_reach, k_compare = random.split(key, 3)
     held = np.asarray(jax.random.permutation(k_held, len(weights))) % 4 == 0
     start = np.asarray(z, np.float64), covariances, by_curvature
-    one = [fitted(*start, found.states[~held], weights[~held], trust) for trust in _TRUSTS]
-    worth = [_log_density(mixture, found.states[held]) @ weights[held] for mixture in one]
+    candidates = [fitted(*start, found.states[~held], weights[~held], trust) for trust in _TRUSTS]
+    worth = [_log_density(mixture, found.states[held]) @ weights[held] for mixture in candidates]
     best = int(np.argmax(worth))
-    part = one[best]
+    part = candidates[best]
     if len(part.means) < 3:
         return nothing
     reach = reach_of(k_reach, part)
@@ -181,7 +184,10 @@ def _log_density(mixture: heads.NormalMixture, x: np.ndarray) -> np.ndarray:
 
 
 def reach_of(key: Key, mixture: heads.NormalMixture, num: int = 4096) -> float:
-    """The least noise after which a mixture about N(0, I) is told from a normal by few of its states."""
+    """The least sigma_max at which a normal has an ESS of .98 for the noised mixture, of 2.5 to 40.
+
+    The mixture is one of about mean zero and unit covariance, so that sigma_max is in its widths.
+    """
     dim = mixture.means.shape[1]
 
     @jax.jit
