@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from egm import evidence, importance, random, transport
 from egm.coordinates import Coordinates, may_be_turned
 from egm.pilot import Found, finest_length, path_of
+from egm.scales import as_argument
 from egm.spaces import Layout
 from egm.typing import Array, Energy, Key, Moments
 
@@ -57,47 +59,44 @@ def straightened(key: Key, energy: Energy, found: Found, seconds: float, say: Ca
         return found
     k_start, k_moves, k_fit, k_covered = random.split(key, 4)
     held = np.asarray(jax.random.permutation(random.derive(key, "sides"), len(found.log_shares))) % 4 == 0
-    linear = found.coordinates
     curved = transport.near_identity(k_start, transport.CouplingMap(layout.num_coordinates))
-    now, gain = _in_coordinates(energy, found, dataclasses.replace(linear, transport=curved)), np.zeros(1)
-    move = _mover(energy, now.coordinates)
+    places = _Places(energy, found.coordinates, curved.module)
+    now, gain = places.placed(found, places.coordinates(curved)), np.zeros(1)
     began, back, tried = time.time(), found.coordinates, []
     for turn in range(1 + _TURNS):
         if turn > 1 and time.time() - began > seconds:
             break
         say("tails" if turn == 0 else f"curved coordinates, {turn} of {_TURNS}")
-        now, x, chains = _further(random.derive(k_moves, f"{turn}"), move, now)
-        x = linear.linear(now.coordinates.apply(x))
-        sides = jnp.asarray(x[~held[chains]]), jnp.asarray(x[held[chains]])
+        now, sides = _further(random.derive(k_moves, f"{turn}"), places, now, held)
         k_turn, before = random.derive(k_fit, f"{turn}"), now.length_scale
         new, gain = transport.fit(k_turn, *sides, start=curved, tails_alone=turn == 0)
         clear = _clear(gain, int(held.sum()), 0.02 * layout.num_coordinates)
         if turn == 0:
-            heavy = _in_coordinates(energy, now, dataclasses.replace(linear, transport=new))
+            heavy = places.placed(now, places.coordinates(new))
             # Tails alone: few numbers, which cannot fold what lies between them.
             usable = clear and heavy.length_scale > _NO_SHORTER * before
-            if usable and _covered(k_covered, heavy.coordinates.energy(energy), layout):
+            if usable and _covered(k_covered, places.energy(heavy.coordinates), layout):
                 now, curved, back = heavy, new, heavy.coordinates
                 say(f"tails: {gain.mean():.3g} nats nearer to a normal")
             continue
         if not clear:
-            return _in_coordinates(energy, now, back)
+            return places.placed(now, back)
         curved = new
-        now = _in_coordinates(energy, now, dataclasses.replace(linear, transport=curved))
+        now = places.placed(now, places.coordinates(curved))
         tried.append(now.coordinates)
         if now.length_scale < 0.5 * found.length_scale:
             # Modes apart are drawn out into threads; no further map would mend that.
-            return _in_coordinates(energy, now, back)
-    behind = _in_coordinates(energy, now, back)
+            return places.placed(now, back)
+    behind = places.placed(now, back)
     say(
         f"curved coordinates: {gain.mean():.3g} nats nearer to a normal, length {behind.length_scale:.3g} "
         f"-> {now.length_scale:.3g}"
     )
     # The last map has seen most, but may send a normal where E is infinite; then the one before.
     for coordinates in reversed(tried):
-        there = _in_coordinates(energy, now, coordinates)
+        there = places.placed(now, coordinates)
         if there.length_scale > behind.length_scale and _covered(
-            k_covered, coordinates.energy(energy), layout
+            k_covered, places.energy(coordinates), layout
         ):
             return there
     return behind
@@ -112,58 +111,99 @@ def _clear(gain: np.ndarray, number: int, least: float) -> bool:
     return bool(drawn_in.mean() > max(least, 3 * drawn_in.std() / np.sqrt(number)))
 
 
-def _mover(energy: Energy, coordinates: Coordinates) -> Callable[..., tuple[Array, Array]]:
-    """(states [N, D], E [N]) = move(key, states, the map's parameters): rounds that keep exp(-E)."""
-    layout, curved = coordinates.layout, _map_of(coordinates)
-    unit = Moments(jnp.zeros(layout.num_coordinates), jnp.ones(layout.num_coordinates))
+class _Places:
+    """States and E in coordinates that differ by their map's parameters, compiled once for all of them."""
 
-    @jax.jit
-    def move(key, x, params):
-        there = dataclasses.replace(coordinates, transport=dataclasses.replace(curved, params=params))
-        return evidence.moved(key, there.energy(energy), path_of(layout), x, unit, num_rounds=4)
+    def __init__(self, energy: Energy, linear: Coordinates, module: transport.CouplingMap):
+        self.linear, layout = linear, linear.layout
+        self._energy, self._module = energy, module
+        unit = Moments(jnp.zeros(layout.num_coordinates), jnp.ones(layout.num_coordinates))
 
-    return move
+        def coordinates(params):
+            return self.coordinates(transport.Transport(module, params))
+
+        def energy_of(params, z):
+            return coordinates(params).energy(energy)(z)
+
+        def inverted(params, x):
+            z = coordinates(params).invert(x)
+            return z, energy_of(params, z)
+
+        def move(key, z, params):
+            there = functools.partial(energy_of, params)
+            return evidence.moved(key, there, path_of(layout), z, unit, num_rounds=4)
+
+        self._energy_of, self.move = energy_of, jax.jit(move)
+        self._applied = jax.jit(lambda params, z: coordinates(params).apply(z))
+        self._inverted = jax.jit(inverted)
+
+    def coordinates(self, curved: transport.Transport) -> Coordinates:
+        """Those of a map."""
+        return dataclasses.replace(self.linear, transport=curved)
+
+    def energy(self, coordinates: Coordinates) -> Energy:
+        """E there, the map's parameters an argument of what is compiled."""
+        if coordinates.transport is None:
+            return coordinates.energy(self._energy)
+        return jax.tree_util.Partial(self._energy_of, coordinates.transport.params)
+
+    def applied(self, coordinates: Coordinates, z: Array) -> Array:
+        """The layout's states of states there."""
+        if coordinates.transport is None:
+            return coordinates.apply(z)
+        return self._applied(coordinates.transport.params, z)
+
+    def placed(self, found: Found, coordinates: Coordinates) -> Found:
+        """The same states in other coordinates; what has no energy there stands for nothing."""
+        x = self.applied(found.coordinates, jnp.asarray(found.states))
+        if coordinates.transport is None:
+            z = coordinates.invert(x)
+            e = jax.jit(coordinates.energy(self._energy))(z)
+        else:
+            z, e = self._inverted(coordinates.transport.params, x)
+        z, e = np.asarray(z), np.asarray(e, np.float64)
+        usable = np.isfinite(e) & np.all(np.isfinite(z), axis=1)
+        z, shares = np.where(usable[:, None], z, 0.0), np.where(usable, found.log_shares, -np.inf)
+        return found._replace(
+            coordinates=coordinates,
+            length_scale=finest_length(self.energy(coordinates), coordinates.layout, z, shares),
+            states=z,
+            log_shares=shares,
+            energies=e,
+        )
 
 
-def _map_of(coordinates: Coordinates) -> transport.Transport:
-    if coordinates.transport is None:
-        raise ValueError("coordinates must have a map")
-    return coordinates.transport
+def _further(key: Key, places: _Places, found: Found, held: np.ndarray) -> tuple[Found, tuple[Array, Array]]:
+    """(found with states moved on, states on the way [M, D] for the map and for its judge, by weight).
 
-
-def _further(key: Key, move: Callable[..., Any], found: Found) -> tuple[Found, np.ndarray, np.ndarray]:
-    """(found with states moved on, [N, D] some on the way, the chain [N] of each), drawn by weight."""
-    shares, params = jnp.asarray(found.log_shares, float), _map_of(found.coordinates).params
-    x, e, seen, chains = jnp.asarray(found.states), found.energies, [], []
+    Of the chains on each side as many as there are, so that the numbers are those of every turn.
+    """
+    curved = found.coordinates.transport
+    if curved is None:
+        raise ValueError("found must be in coordinates with a map")
+    sides = [np.flatnonzero(~held), np.flatnonzero(held)]
+    x, e, seen = jnp.asarray(found.states), found.energies, ([], [])
     for i in range(_FURTHER):
         k_move, k_draw = random.split(random.derive(key, f"{i}"))
-        x, e = move(k_move, x, params)
-        chosen = np.asarray(importance.systematic(k_draw, shares, len(shares)))
-        chains.append(chosen)
-        seen.append(np.asarray(x)[chosen])
+        x, e = places.move(k_move, x, curved.params)
+        host, draws = np.asarray(x), random.split(k_draw)
+        for chains, states, k_side in zip(sides, seen, draws, strict=True):
+            shares = jnp.asarray(found.log_shares[chains], float)
+            states.append(host[chains[np.asarray(importance.systematic(k_side, shares, len(chains)))]])
     now = found._replace(states=np.asarray(x), energies=np.asarray(e, np.float64))
-    return now, np.concatenate(seen), np.concatenate(chains)
-
-
-def _in_coordinates(energy: Energy, found: Found, coordinates: Coordinates) -> Found:
-    """The same states in other coordinates; what has no energy there stands for nothing."""
-    z = coordinates.invert(found.coordinates.apply(jnp.asarray(found.states)))
-    moved = coordinates.energy(energy)
-    e = np.asarray(jax.jit(moved)(z), np.float64)
-    z = np.asarray(z)
-    usable = np.isfinite(e) & np.all(np.isfinite(z), axis=1)
-    z, shares = np.where(usable[:, None], z, 0.0), np.where(usable, found.log_shares, -np.inf)
-    return found._replace(
-        coordinates=coordinates,
-        length_scale=finest_length(moved, coordinates.layout, z, shares),
-        states=z,
-        log_shares=shares,
-        energies=e,
-    )
+    whole = [places.applied(now.coordinates, jnp.asarray(np.concatenate(states))) for states in seen]
+    train, judge = (places.linear.linear(states) for states in whole)
+    return now, (train, judge)
 
 
 def _covered(key: Key, energy: Energy, layout: Layout) -> bool:
     """Whether E is finite where a map sends a normal, and nearly everywhere where it sends a wider one."""
     z = jax.random.normal(key, (4096, layout.num_coordinates))
-    finite = [np.mean(np.isfinite(np.asarray(jax.jit(energy)(scale * z)))) for scale in (1.0, 1.5)]
-    return bool(finite[0] > 0.999 and finite[1] > 0.99)
+    energy = as_argument(energy)
+    finite = [float(_finite_share(energy, scale * z)) for scale in (1.0, 1.5)]
+    return finite[0] > 0.999 and finite[1] > 0.99
+
+
+@jax.jit
+def _finite_share(energy: Any, z: Array) -> Array:
+    return jnp.mean(jnp.isfinite(energy(z)))

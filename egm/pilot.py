@@ -299,10 +299,23 @@ class _Clock:
 
     def __init__(self, seconds: float):
         self._began, self._seconds = time.time(), seconds
+        self._each: float | None = None
 
     @property
     def left(self) -> float:
         return self._seconds - (time.time() - self._began)
+
+    def timed(self, run: Callable[[], Any], sizes: tuple[int, int]) -> float:
+        """Seconds of a level of runs of these sizes, whose program has been run before."""
+        began = time.time()
+        jax.block_until_ready(run())
+        seconds = time.time() - began
+        self._each = seconds / math.prod(sizes)
+        return seconds
+
+    def level(self, sizes: tuple[int, int]) -> float:
+        """Seconds of a level of these sizes, by those of the last that was timed; 0 before."""
+        return (self._each or 0.0) * math.prod(sizes)
 
     def share(self, share: float) -> float:
         """Seconds that this share of all is."""
@@ -375,16 +388,18 @@ def _chains(
         )
         return jax.jit(lambda k, most: run(k, energy, path, event, start, max_levels=most))
 
-    run = compiled(*sizes)
-    one = jnp.ones((), jnp.int32)
+    one, fewest = jnp.ones((), jnp.int32), (least, _LEAST_ROUNDS)
+    # By an earlier kind of starts first: compiling takes longer than most runs.
+    expected = clock.level(sizes)
+    first = clock.sizes(share, expected, levels, sizes, fewest)
+    run = compiled(*first)
     jax.block_until_ready(run(key, one))
-    began = time.time()
-    jax.block_until_ready(run(key, one))
-    level = time.time() - began
-    chosen = clock.sizes(share, level, levels, sizes, (least, _LEAST_ROUNDS))
-    run = run if chosen == sizes else compiled(*chosen)
-    found = jax.device_get(run(key, 300 * one))
-    return found
+    level = clock.timed(lambda: run(key, one), first) * math.prod(sizes) / math.prod(first)
+    chosen = first
+    if not 0.5 * level < expected < 2 * level:
+        chosen = clock.sizes(share, level, levels, sizes, fewest)
+        run = run if chosen == first else compiled(*chosen)
+    return jax.device_get(run(key, 300 * one))
 
 
 def _found(own, energy, runs, length, minima, smooth) -> Found:
@@ -490,10 +505,8 @@ def finest_length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarr
     state = jax.tree.map(lambda a: jnp.asarray(a[np.minimum(picked, len(w) - 1)]), z)
     vector, tokens = layout.split(state)
 
-    def total(y):
-        return jnp.sum(energy(layout.joined(y, tokens)))
-
-    square = np.sum(np.asarray(jax.jit(jax.grad(total))(vector), np.float64) ** 2, axis=-1)
+    energy = scales.as_argument(energy)
+    square = np.sum(np.asarray(_gradient(energy, layout, vector, tokens), np.float64) ** 2, axis=-1)
     square = np.sort(square[np.isfinite(square)])
     if not square.size or not square.mean() > 0:
         return 0.25
@@ -502,5 +515,16 @@ def finest_length(energy: Energy, layout: Layout, z: State, log_shares: np.ndarr
     if layout.angles.any() or layout.particles is not None or layout.num_sites:
         return length
     states = jnp.asarray(vector)[None]
-    found = scales.find_length(jax.random.key(0), lambda y, h: energy(y), states, {}, length)
+    alone = jax.tree_util.Partial(_of_vector, energy)
+    found = scales.find_length(jax.random.key(0), alone, states, {}, length)
     return max(found.length, 1e-3)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _gradient(energy: Any, layout: Layout, vector: Array, tokens: Any) -> Array:
+    return jax.grad(lambda y: jnp.sum(energy(layout.joined(y, tokens))))(vector)
+
+
+def _of_vector(energy: Energy, x: Array, tokens: Any) -> Array:
+    del tokens
+    return energy(x)

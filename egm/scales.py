@@ -21,7 +21,7 @@ from egm import checks, moves, random
 from egm.heads.score import level_at, normal_score, untrained
 from egm.typing import Array, Energy, Key, State
 
-__all__ = ["Length", "Scales", "find_length", "find_scales"]
+__all__ = ["Length", "Scales", "as_argument", "find_length", "find_scales"]
 
 _REACH = 2.5  # S from the centre beyond which the beginning of annealing would lose a minimum
 _WIDER = 1.05  # times S by the minima, from which S is that of the chains
@@ -204,8 +204,8 @@ class _Search:
         def whole(x, tokens):
             return energy({"x": x} | tokens) if isinstance(event_shape, dict) else energy(x)
 
-        space = _space((lambda x: x) if project is None else project, shapes["x"][0])
-        return cls(whole, shapes, vocab_size, space, num_starts, num_steps)
+        space = _space(_identity if project is None else project, shapes["x"][0])
+        return cls(as_argument(whole), shapes, vocab_size, space, num_starts, num_steps)
 
     def ends(self, key: Key, radius: float) -> tuple[_Ends, np.ndarray]:
         """(the descents' ends that are numbers, all energies)."""
@@ -260,15 +260,29 @@ def find_length(
     Returns:
       Length, on the host. Where no loss is a number, `longest`.
     """
-    project = (lambda x: x) if project is None else project
+    project = _identity if project is None else project
     size = states.shape[-1]
     lengths = longest * _RATIOS
     center = jnp.broadcast_to(jnp.asarray(center, states.dtype), (size,))
-    losses = _losses(energy, _space(project, size), key, states, tokens, center, data_scale, longest, lengths)
+    losses = _losses(
+        as_argument(energy), _space(project, size), key, states, tokens, center, data_scale, longest, lengths
+    )
     losses = np.asarray(losses, np.float64)
     losses = losses - np.min(losses, initial=np.inf, where=np.isfinite(losses))
     length = float(np.max(lengths[losses <= _TIE], initial=0.0)) or float(longest)
     return Length(length, lengths, losses)
+
+
+def as_argument(energy: Callable[..., Array]) -> Any:
+    """E as an argument of compiled functions: arrays inside a `jax.tree_util.Partial` do not compile anew."""
+    if isinstance(energy, jax.tree_util.Partial):
+        return energy
+    # By its identity: an energy with arrays of its own has no hash.
+    return jax.tree_util.Partial(lambda *states: energy(*states))
+
+
+def _identity(x: Array) -> Array:
+    return x
 
 
 class _Ends(NamedTuple):
@@ -350,9 +364,9 @@ def _nowhere_finite(value: np.ndarray, num_starts: int, radius: float) -> str:
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2))
 def _descend(
-    energy: Callable[[Array, State], Array],
+    energy: Any,
     project: Callable[[Array], Array],
     num_steps: int,
     radius: Array,
@@ -384,10 +398,8 @@ def _descend(
     return x, energy(x, tokens), trace
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _chains(
-    energy: Callable[[Array, State], Array], space: Any, key: Key, x: Array, tokens: State, scale: Array
-) -> Array:
+@functools.partial(jax.jit, static_argnums=1)
+def _chains(energy: Any, space: Any, key: Key, x: Array, tokens: State, scale: Array) -> Array:
     """[K, M, D] states of short Metropolis-adjusted chains from x [M, D], the last blocks of them."""
 
     def block(carry, key):
@@ -402,7 +414,7 @@ def _chains(
     return states[-_KEPT:]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=1)
 def _losses(energy, space, key, states, tokens, center, data_scale, width, lengths) -> Array:
     """[K] of lengths: the loss of a head that is not trained, up to what does not depend on s.
 

@@ -218,8 +218,9 @@ def _base_of(key: Key, z: np.ndarray, kind: str) -> MixturePrior:
         covariances = found.covariance
         if covariances.ndim == 2:
             covariances = covariances[:, :, None] * np.eye(dim)
-        small = (dim / np.maximum(found.counts, 1.0))[:, None, None] * spread
-        covariances = covariances + 0.1 * np.minimum(small, spread)
+        # A component of fewer examples than dimensions has no covariance of its own in some directions.
+        share = np.minimum(dim / np.maximum(found.counts, 1.0), 1.0)
+        covariances = covariances + 0.1 * share[:, None, None] * spread
     else:
         means = z if n <= _MOST_KERNELS else z[rng.choice(n, _MOST_KERNELS, replace=False)]
         width = _bandwidth(rng, z, means)
@@ -280,6 +281,10 @@ def _network(shape: tuple[int, int]) -> MLPPotential:
 # The network's part.
 
 
+_NO_TIME = "out of time before the network's first look: the mixture alone"
+_STILL_RISING = "out of time: the held-out log-density still rose"
+
+
 class _Look(NamedTuple):
     params: Any
     score: float
@@ -304,6 +309,8 @@ class _Training:
         stopped, best = "", _Look(None, self._base_score)
         if steps == 0:
             return None, {}, stopped
+        if time.time() >= until:
+            return None, {}, _NO_TIME
         params = self._start(k_params)
         say.phase("compiling the training step")
         rate, since, done, count = 2e-3, 0, 0, 0
@@ -335,7 +342,8 @@ class _Training:
                     if best.params is not None:
                         state = state._replace(train=training.init_train_state(best.params, optimizer))
             else:
-                stopped = "out of time" if time.time() >= until else ""
+                if time.time() >= until:
+                    stopped = "" if count and since else _NO_TIME if not count else _STILL_RISING
         except KeyboardInterrupt:
             stopped = "interrupted"
         return best.params, {k: np.asarray(v) for k, v in history.items()}, stopped
@@ -416,7 +424,7 @@ def _finished(k_z, k_bound, model, held, base_score, stopped, began, say) -> Ene
         log_z, error = log_partition_of(k_z, model, 4 * _NUM_Z)
         upper, gap = _upper(k_bound, model, held, log_z)
     error = max(error, gap / 2)
-    reason = stopped if stopped == "interrupted" else ""
+    reason = stopped
     if not np.isfinite(error):
         reason = "; ".join(
             filter(None, [reason, "the model has left the mixture: its weights do not tell log Z"])

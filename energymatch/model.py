@@ -342,7 +342,7 @@ class EnergyModel:
           held-out log-density     -6.7... nats (mixture alone -6.7...)
           log Z                    4.0... +- 0, from above 4.0...
           components               2
-          network                  none: it was no better
+          network                  none: not trained
           ...
         """
         rows = [
@@ -350,7 +350,7 @@ class EnergyModel:
             ("held-out log-density", f"{self.held_out:.4g} nats (mixture alone {self.base_held_out:.4g})"),
             ("log Z", f"{self.log_z:.4g} +- {self.log_z_error:.2g}, from above {self.log_z_upper:.4g}"),
             ("components", str(self.base.log_weights.size)),
-            ("network", "none: it was no better" if self.params is None else self._told_network()),
+            ("network", self._told_network()),
             ("converged", "yes" if self.converged else f"no: {self.reason}"),
             ("seconds", f"{self.seconds:.0f}"),
         ]
@@ -361,6 +361,8 @@ class EnergyModel:
         return "\n".join(f"{name:<24} {value}" for name, value in rows)
 
     def _told_network(self) -> str:
+        if self.params is None:
+            return "none: it was no better" if len(self.history.get("held_out", ())) else "none: not trained"
         return "your own" if isinstance(self.network, modules.Module) else repr(self.network)[:60]
 
     # Storage.

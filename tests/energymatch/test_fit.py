@@ -132,6 +132,24 @@ def test_columns_of_few_values_get_noise():
     assert np.all(np.isfinite(np.asarray(model.log_prob(table.astype(float)))))
 
 
+def test_a_component_of_fewer_rows_than_columns_is_a_density():
+    """Five places of 15 rows in 20 columns: their covariances alone are singular."""
+    rng = np.random.default_rng(0)
+    places = 3 * rng.normal(size=(5, 1, 20)) + 0.1 * rng.normal(size=(5, 20, 20))
+    model = energymatch.fit(jax.random.key(0), places[:, :15].reshape(-1, 20), steps=0, progress=False)
+    fresh = places[:, 15:].reshape(-1, 20)
+    score = np.asarray(model.log_prob(fresh))
+    flat = -0.5 * np.sum(((fresh - fresh.mean(0)) / fresh.std(0)) ** 2, 1) - np.sum(np.log(fresh.std(0)))
+    assert np.all(np.isfinite(score))
+    assert score.mean() > flat.mean() - 10 * np.log(2 * np.pi)
+
+
+def test_without_time_it_says_that_nothing_was_trained():
+    model = energymatch.fit(jax.random.key(0), NORMAL[:100], seconds=1e-3, progress=False)
+    assert not model.converged and "out of time" in model.reason
+    assert "not trained" in model.report() and np.isfinite(model.held_out)
+
+
 def test_interrupted_it_returns_what_it_has():
     def stop(values):
         raise KeyboardInterrupt

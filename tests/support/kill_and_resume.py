@@ -42,10 +42,12 @@ def worker(arguments: list[str]) -> None:
 
     from egm import iteration
 
-    config = iteration.IterationConfig(
-        num_simulated=64, buffer_size=320, num_gradient_steps=10, batch_size=32, num_times=9
-    )
-    ising.settings = lambda side, algorithm: (config, 4e-3, 1)
+    def settings(side, algorithm, num_times):
+        sizes = dict(num_simulated=64, buffer_size=320, num_gradient_steps=10, batch_size=32)
+        return iteration.IterationConfig(**sizes, num_times=num_times), 4e-3, 1
+
+    assert callable(ising.lattices.settings)
+    ising.lattices.settings = settings
     app.run(ising.main, argv=["ising", *arguments])
 
 
