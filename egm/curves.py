@@ -129,12 +129,15 @@ class _Places:
             z = coordinates(params).invert(x)
             return z, energy_of(params, z)
 
+        def applied(params, z):
+            return coordinates(params).apply(z)
+
         def move(key, z, params):
             there = functools.partial(energy_of, params)
             return evidence.moved(key, there, path_of(layout), z, unit, num_rounds=4)
 
         self._energy_of, self.move = energy_of, jax.jit(move)
-        self._applied = jax.jit(lambda params, z: coordinates(params).apply(z))
+        self._applied = jax.jit(applied)
         self._inverted = jax.jit(inverted)
 
     def coordinates(self, curved: transport.Transport) -> Coordinates:

@@ -286,7 +286,11 @@ def _start(energy: Energy, coordinates: Coordinates, minima: scales.Scales) -> N
 
 def normals_at(energy: Energy, z: Array, most: float = 1.0) -> np.ndarray:
     """[M, D, D] covariances as wide as the curvature at z [M, D] says, no variance above the target's."""
-    hessians = jax.jit(lambda y: jax.lax.map(jax.hessian(lambda one: energy(one[None])[0]), y))(z)
+
+    def curvature(y):
+        return jax.lax.map(jax.hessian(lambda one: energy(one[None])[0]), y)
+
+    hessians = jax.jit(curvature)(z)
     hessians = np.where(np.isfinite(hessians), hessians, 0.0).astype(np.float64)
     values, vectors = np.linalg.eigh((hessians + hessians.transpose(0, 2, 1)) / 2)
     # A direction without curvature is no wider than the target.
@@ -386,7 +390,11 @@ def _chains(
             gradient=gradient,
             widen=widen,
         )
-        return jax.jit(lambda k, most: run(k, energy, path, event, start, max_levels=most))
+
+        def tempered_chains(k, most):
+            return run(k, energy, path, event, start, max_levels=most)
+
+        return jax.jit(tempered_chains)
 
     one, fewest = jnp.ones((), jnp.int32), (least, _LEAST_ROUNDS)
     # By an earlier kind of starts first: compiling takes longer than most runs.
