@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,6 +30,11 @@ __all__ = ["EnergyModel", "Whitening", "log_partition_of", "network_of", "waves"
 
 VERSION = 1
 """Of the format of saved models."""
+
+_MOST_DRAWS = 8
+"""Times that `impute` draws for a row."""
+_FEWEST = 10
+"""Effective draws below which it warns."""
 
 
 class Whitening(NamedTuple):
@@ -195,7 +201,8 @@ class EnergyModel:
 
         The mixture's own conditional density is drawn from exactly, draws are weighted by the network's
         part, and one is picked by weight: no scale of noise is made up for the observed entries, which
-        come back as they are.
+        come back as they are. Where the weights leave fewer draws than two a sample, up to eight times as
+        many are made; where that is not enough a warning says so.
 
         Args:
           key: a typed key.
@@ -263,15 +270,25 @@ class EnergyModel:
             mean, root = mean[:, hidden], root[:, hidden]
         size = max(512, 16 * num)
         p = np.exp(log_w - log_w.max())
-        which = rng.choice(len(p), size, p=p / p.sum())
-        x = np.tile(row, (size, 1))
-        x[:, hidden] = mean[which] + np.einsum(
-            "nij,nj->ni", root[which], rng.normal(size=(size, root.shape[2]))
-        )
-        f = np.asarray(self._jitted_correction(self.params, self.whitening.apply(jnp.asarray(x, float))))
-        weights = np.exp(-(f - np.nanmin(f)))
-        weights = np.where(np.isfinite(weights), weights, 0.0)
-        return x[rng.choice(size, num, replace=True, p=weights / weights.sum())]
+        drawn, f = np.zeros((0, row.size)), np.zeros(0)
+        for _ in range(_MOST_DRAWS):
+            which = rng.choice(len(p), size, p=p / p.sum())
+            x = np.tile(row, (size, 1))
+            x[:, hidden] = mean[which] + np.einsum(
+                "nij,nj->ni", root[which], rng.normal(size=(size, root.shape[2]))
+            )
+            corrected = self._jitted_correction(self.params, self.whitening.apply(jnp.asarray(x, float)))
+            drawn, f = np.concatenate([drawn, x]), np.append(f, np.asarray(corrected, np.float64))
+            weights, effective = _weights_of(-f)
+            if effective >= 2 * num:
+                break
+        if effective < max(num, _FEWEST):
+            warnings.warn(
+                f"impute: {len(f)} draws of the mixture are worth {effective:.1f} by the network's weights, "
+                f"for {num} samples of a row: samples repeat, and their spread is too small",
+                stacklevel=3,
+            )
+        return drawn[rng.choice(len(f), num, replace=True, p=weights)]
 
     @functools.cached_property
     def _jitted_correction(self):
@@ -505,6 +522,16 @@ class EnergyModel:
     def _event(self, z: Array) -> Array:
         x = self.whitening.invert(z)
         return x.reshape(x.shape[0], *self.event_shape)
+
+
+def _weights_of(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """(weights [N] of sum 1, even where none is positive; their effective number)."""
+    usable = np.isfinite(log_weights)
+    if not usable.any():
+        return np.full(len(log_weights), 1 / len(log_weights)), 0.0
+    weights = np.exp(np.where(usable, log_weights, -np.inf) - log_weights[usable].max())
+    weights /= weights.sum()
+    return weights, float(1 / np.sum(weights**2))
 
 
 def log_partition_of(key: Key, model: EnergyModel, num: int) -> tuple[float, float]:

@@ -116,6 +116,32 @@ def test_a_network_is_weighed_exactly():
     assert abs(free.mean() - mean) < 5 * deviation / math.sqrt(4000 / 2)
 
 
+class Well:
+    """A network of the shape c z^2: beside N(0, 1) the density is N(0, 1/(1 + 2 c))."""
+
+    def apply(self, c, z):
+        return c * z[:, 0] ** 2
+
+
+def well(c):
+    base = MixturePrior(jnp.zeros(1), jnp.zeros((1, 1)), jnp.ones((1, 1)), jnp.ones((1, 1)))
+    whitening = Whitening(np.zeros(1), np.eye(1), np.eye(1), 0.0)
+    return EnergyModel((1,), whitening, base, Well(), jnp.asarray(c, float), noise=np.zeros(1))
+
+
+def test_more_is_drawn_where_few_draws_have_weight(recwarn):
+    """Of 3,200 draws some 84 have weight at c = 500, fewer than two for each of 200 samples."""
+    x = np.asarray(well(500.0).impute(jax.random.key(0), np.full((1, 1), np.nan), num=200))
+    assert not [w for w in recwarn if "impute" in str(w.message)]
+    # About 700 effective draws: the variance's error is (2 (1/200 + 1/700))^(1/2) of it, .11.
+    assert abs(x.var() * 1001 - 1) < 4 * 0.11
+
+
+def test_samples_that_repeat_are_told():
+    with pytest.warns(UserWarning, match="impute: 4096 draws .* samples repeat"):
+        well(5e6).impute(jax.random.key(0), np.full((1, 1), np.nan), num=32)
+
+
 def test_whitening_has_its_determinant():
     whitening = fitting._whitening(NORMAL)
     z = np.asarray(whitening.apply(jnp.asarray(NORMAL, float)))
