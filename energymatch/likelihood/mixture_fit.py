@@ -175,7 +175,7 @@ def _maximise(x: np.ndarray, members: np.ndarray, full: bool, floor: float) -> M
     counts, members = counts[keep], members[:, keep]
     mean = members.T @ x / counts[:, None]
     if not full:
-        variance = np.stack([m @ (x - c) ** 2 / n for m, c, n in zip(members.T, mean, counts, strict=True)])
+        variance = members.T @ x**2 / counts[:, None] - mean**2
         return Mixture(counts, mean, np.maximum(variance, floor**2))
     covariance = []
     for m, c, n in zip(members.T, mean, counts, strict=True):
@@ -201,16 +201,17 @@ def _joint(x: np.ndarray, mixture: Mixture, background: float) -> tuple[np.ndarr
 
 def log_densities(x: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """[N, C] log N(x; mean_c, covariance_c)."""
+    constant = 0.5 * x.shape[1] * math.log(2 * math.pi)
+    if covariance.ndim == 2:
+        # One product for all components; float64 bears the cancellation, a variance being 1e-6 at least.
+        squares = x**2 @ (1 / covariance).T - 2 * x @ (mean / covariance).T + np.sum(mean**2 / covariance, 1)
+        return -0.5 * (squares + np.sum(np.log(covariance), axis=1)) - constant
     out = np.empty((x.shape[0], mean.shape[0]))
     for i, (m, c) in enumerate(zip(mean, covariance, strict=True)):
-        if c.ndim == 1:
-            squares, log_volume = np.sum((x - m) ** 2 / c, axis=1), 0.5 * np.sum(np.log(c))
-        else:
-            values, vectors = np.linalg.eigh(c)
-            squares = np.sum(((x - m) @ vectors) ** 2 / values, axis=1)
-            log_volume = 0.5 * np.sum(np.log(values))
-        out[:, i] = -0.5 * squares - log_volume
-    return out - 0.5 * x.shape[1] * math.log(2 * math.pi)
+        values, vectors = np.linalg.eigh(c)
+        squares = np.sum(((x - m) @ vectors) ** 2 / values, axis=1)
+        out[:, i] = -0.5 * squares - 0.5 * np.sum(np.log(values))
+    return out - constant
 
 
 def predictive_factors(counts: np.ndarray, size: int, full: bool) -> np.ndarray:
