@@ -24,7 +24,7 @@ train, held_out = digits[:-100], digits[-100:]
 # One call learns the energy. `steps=0` leaves out the network and keeps the mixture of normals that `fit`
 # finds first. A network scores held-out digits better, but in 64 dimensions its density moves away from the
 # mixture: log Z is lost (`converged` is then False), and `impute`, which draws from the mixture and weighs
-# its draws, may find few pictures with weight and return them many times.
+# its draws, may find few pictures with weight, return them many times and warn that it does.
 
 # %%
 model = energymatch.fit(jax.random.key(0), train, steps=0, progress=False)
@@ -157,7 +157,8 @@ print(f"interpolation: bilinear {bilinear:.1f}, cubic {cubic:.1f}")
 assert of_mean < 0.75 * min(of_digit, bilinear, cubic)
 
 # %% [markdown]
-# What this does not give. Members look rough: a mixture of normals knows how pixels vary together, but not
+# The best linear guess, a Wiener filter by the covariance of the training digits (not shown), had 7.5 on these
+# digits: most of the gain is linear. What this does not give. Members look rough: a mixture of normals knows how pixels vary together, but not
 # what a pen can draw. `posterior` is exact in the limit of many chains, and 64 are few: some members share
 # an ancestor, and for log p(y) with an error take the default of 1,024. An energy by a convolutional
 # network, which takes minutes of training and a loop of your own, is in [Posteriors of a learned
