@@ -157,10 +157,10 @@ print(f"interpolation: bilinear {bilinear:.1f}, cubic {cubic:.1f}")
 assert of_mean < 0.75 * min(of_digit, bilinear, cubic)
 
 # %% [markdown]
-# The best linear guess, a Wiener filter by the covariance of the training digits (not shown), had 7.5 on these
-# digits: most of the gain is linear. What this does not give. Members look rough: a mixture of normals knows how pixels vary together, but not
-# what a pen can draw. `posterior` is exact in the limit of many chains, and 64 are few: some members share
-# an ancestor, and for log p(y) with an error take the default of 1,024. An energy by a convolutional
-# network, which takes minutes of training and a loop of your own, is in [Posteriors of a learned
-# energy](../inverse_problems.md) for these digits and in [Digits of 28x28 pixels](../digits28.md) for
-# larger ones.
+# The best linear guess, a Wiener filter by the covariance of the training digits (not shown), had 7.5 on
+# these digits: most of the gain is linear. What this does not give. Members look rough: a mixture of
+# normals knows how pixels vary together, but not what a pen can draw. `posterior` is exact in the limit
+# of many chains, and 64 are few: some members share an ancestor, and for log p(y) with an error take the
+# default of 1,024. An energy by a convolutional network, which takes minutes of training and a loop of
+# your own, is in [Posteriors of a learned energy](../inverse_problems.md) for these digits and in
+# [Digits of 28x28 pixels](../digits28.md) for larger ones.
