@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +34,9 @@ _HELD_OUT = 0.1
 _FOLDS = 5
 _MOST_KERNELS = 1000
 _MOST_FOLDED = 1500
+_SHRINK = (0.0, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
+_MOST_WIDTHS = 12
+"""Of wide normals, the widest 4^11 times as wide as the first."""
 _BATCH = 256
 _STEPS = 200
 """Gradient steps between two looks at the held-out part."""
@@ -105,12 +108,14 @@ def fit(
     rng = np.random.default_rng(np.asarray(jax.random.key_data(k_noise)))
     table_noisy = table + noise * rng.normal(size=table.shape)
     num_held = max(5, round(_HELD_OUT * len(table)))
-    whitening = _whitening(table_noisy[num_held:])
+    shrink = _shrinkage(table_noisy[num_held:])
+    whitening = _whitening(table_noisy[num_held:], shrink)
     z_all = np.asarray(whitening.apply(jnp.asarray(table_noisy, float)), np.float64)
     held, train = z_all[:num_held], z_all[num_held:]
 
     say.phase("choosing a mixture by cross-validation")
-    kind, base = _choose_base(k_base, train)
+    kind = _choose_base(k_base, table_noisy[num_held:], shrink)
+    base = _base_of(k_base, train, kind, shrink)
     say.phase(f"{kind}: {base.log_weights.size} components")
     net = _network(train.shape) if module is None else network if _is_mlp(network) else module
     base_score = float(np.mean(np.asarray(base.log_density(jnp.asarray(held, float)))))
@@ -118,7 +123,7 @@ def fit(
     params, history, stopped = trained.run(k_params, k_train, began + 0.8 * seconds, steps, callback, say)
     if params is None:
         # Nothing was held back from the mixture where the network is left out.
-        base = _base_of(k_base, z_all, kind)
+        base = _base_of(k_base, z_all, kind, shrink)
     model = EnergyModel(event, whitening, base, net, params, noise=noise, history=history, columns=columns)
     return _finished(k_z, k_bound, model, held, base_score, stopped, began, say)
 
@@ -169,47 +174,87 @@ def _noise(table: np.ndarray) -> np.ndarray:
     return np.where(bare, scales, 0.0)
 
 
-def _whitening(x: np.ndarray) -> Whitening:
-    """By the covariance, its eigenvalues not below 1e-6 of the largest of standardised columns."""
-    deviation = x.std(axis=0)
-    deviation = np.where(deviation > 0, deviation, 1.0)
-    standard = (x - x.mean(axis=0)) / deviation
-    values, vectors = np.linalg.eigh(np.cov(standard.T, bias=True).reshape(x.shape[1], x.shape[1]))
-    width = np.sqrt(np.maximum(values, 1e-6 * values.max()))
+def _whitening(x: np.ndarray, shrink: float | None = None) -> Whitening:
+    """By the covariance of standardised columns, drawn towards 1 by the share `shrink`; None to choose it.
+
+    Of few rows the covariance is 0 in directions in which the next row is not.
+    """
+    shrink = _shrinkage(x) if shrink is None else shrink
+    deviation, values, vectors = _axes_of(x)
+    width = np.sqrt(_shrunk(values, shrink))
     root = (width[:, None] * vectors.T) * deviation
     inverse = (vectors / width) / deviation[:, None]
     return Whitening(x.mean(axis=0), root, inverse, float(np.sum(np.log(width)) + np.sum(np.log(deviation))))
 
 
+def _axes_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(deviations [D], 1 for constants; eigenvalues and -vectors of the correlations)."""
+    deviation = x.std(axis=0)
+    deviation = np.where(deviation > 0, deviation, 1.0)
+    standard = (x - x.mean(axis=0)) / deviation
+    values, vectors = np.linalg.eigh(np.cov(standard.T, bias=True).reshape(x.shape[1], x.shape[1]))
+    return deviation, values, vectors
+
+
+def _shrunk(values: np.ndarray, shrink: float) -> np.ndarray:
+    """Eigenvalues drawn towards 1, none below 1e-6 of the largest."""
+    return np.maximum((1 - shrink) * values + shrink, 1e-6 * values.max())
+
+
+def _shrinkage(x: np.ndarray) -> float:
+    """The share in `_SHRINK` under which one normal gives rows left out the best log-density."""
+    part = x[:_MOST_FOLDED]
+    total = np.zeros(len(_SHRINK))
+    for rest, out in _folds(len(part)):
+        deviation, values, vectors = _axes_of(part[rest])
+        square = np.square((part[out] - part[rest].mean(axis=0)) / deviation @ vectors)
+        for i, shrink in enumerate(_SHRINK):
+            variance = _shrunk(values, shrink)
+            far = square @ (1 / variance)
+            # A few rows far out say nothing of the covariance, and would decide.
+            total[i] -= np.mean(np.minimum(far, np.quantile(far, 0.9))) + np.sum(np.log(variance))
+    return float(_SHRINK[np.argmax(total)])
+
+
+def _folds(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(which rows remain, which are left out) of each fold; one of many rows is enough."""
+    fold = np.arange(count) % _FOLDS
+    for i in range(_FOLDS if count < _MOST_FOLDED else 1):
+        yield fold != i, fold == i
+
+
 # The mixture.
 
 
-def _choose_base(key: Key, z: np.ndarray) -> tuple[str, MixturePrior]:
-    """The kind of mixture with the best log-density over folds, fitted to all of z."""
-    part = z[:_MOST_FOLDED]
-    fold = np.arange(len(part)) % _FOLDS
+def _choose_base(key: Key, x: np.ndarray, shrink: float) -> str:
+    """The kind of mixture with the best log-density over folds of x, each in its own whitened coordinates."""
+    part = x[:_MOST_FOLDED]
     # Where there are many examples the network tells more than one kernel for each, at less cost.
-    kinds = ("one normal", "normals", "kernels") if len(z) <= _MOST_KERNELS else ("one normal", "normals")
-    scores = {}
-    for kind in kinds:
-        found = []
-        for i in range(_FOLDS if len(part) < _MOST_FOLDED else 1):
-            base = _base_of(key, part[fold != i], kind)
-            found.append(np.asarray(base.log_density(jnp.asarray(part[fold == i], float)), np.float64))
-        score = np.concatenate(found)
-        scores[kind] = np.mean(np.where(np.isfinite(score), score, -1e6))
-    kind = max(scores, key=lambda k: scores[k])
-    return kind, _base_of(key, z, kind)
+    kinds = ("one normal", "normals", "kernels") if len(x) <= _MOST_KERNELS else ("one normal", "normals")
+    scores: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
+    for rest, out in _folds(len(part)):
+        whitening = _whitening(part[rest], shrink)
+        inside, outside = (
+            np.asarray(whitening.apply(jnp.asarray(part[rows], float)), np.float64) for rows in (rest, out)
+        )
+        for kind, found in scores.items():
+            score = np.asarray(
+                _base_of(key, inside, kind, shrink).log_density(jnp.asarray(outside, float)), np.float64
+            )
+            found.append(np.where(np.isfinite(score), score, -1e6))
+    return max(kinds, key=lambda kind: np.mean(np.concatenate(scores[kind])))
 
 
-def _base_of(key: Key, z: np.ndarray, kind: str) -> MixturePrior:
+def _base_of(key: Key, z: np.ndarray, kind: str, shrink: float) -> MixturePrior:
     """A mixture of this kind with a little of a wide normal, so that it covers what the data do not show."""
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     n, dim = z.shape
-    center, spread = z.mean(axis=0), np.cov(z.T, bias=True).reshape(dim, dim)
-    # Ledoit and Wolf's idea with a fixed target: few examples, a covariance nearer to its diagonal.
-    shrink = min(0.5, dim / n / 2)
-    spread = (1 - shrink) * spread + shrink * np.diag(np.diag(spread))
+    center, spread = z.mean(axis=0), np.eye(dim)
+    if shrink == 0:  # else that of z is 0 in some directions, and 1 is what folds found best
+        spread = np.cov(z.T, bias=True).reshape(dim, dim)
+        # Ledoit and Wolf's idea with a fixed target: few examples, a covariance nearer to its diagonal.
+        share = min(0.5, dim / n / 2)
+        spread = (1 - share) * spread + share * np.diag(np.diag(spread))
     if kind == "one normal":
         weights, means, covariances = np.ones(1), center[None], spread[None]
     elif kind == "normals":
@@ -226,15 +271,22 @@ def _base_of(key: Key, z: np.ndarray, kind: str) -> MixturePrior:
         width = _bandwidth(rng, z, means)
         weights = np.ones(len(means))
         covariances = np.broadcast_to(width**2 * np.eye(dim), (len(means), dim, dim))
-    return _mixture(weights, means, covariances, center, spread)
+    farthest = np.abs(z - center).max()
+    return _mixture(weights, means, covariances, center, farthest)
 
 
-def _mixture(weights, means, covariances, center, spread, wide: float = 0.01) -> MixturePrior:
-    """With a share `wide` of a normal twice as wide as the data."""
+def _mixture(weights, means, covariances, center, farthest: float, wide: float = 0.01) -> MixturePrior:
+    """With a share `wide` of a normal twice as wide as the data, and wider ones before it for outliers."""
     dim = means.shape[1]
-    weights = np.append((1 - wide) * weights / weights.sum(), wide)
-    means = np.concatenate([means, center[None]])
-    covariances = np.concatenate([covariances, (4 * spread + 1e-6 * np.eye(dim))[None]])
+    # Until the farthest row is three widths off.
+    widths = [2.0]
+    while 3 * widths[0] < farthest and len(widths) < _MOST_WIDTHS:
+        widths.insert(0, 4 * widths[0])
+    shares = np.full(len(widths), 0.3 * wide)
+    shares[-1] = wide
+    weights = np.append((1 - shares.sum()) * weights / weights.sum(), shares)
+    means = np.concatenate([means, np.broadcast_to(center, (len(widths), dim))])
+    covariances = np.concatenate([covariances, np.square(widths)[:, None, None] * np.eye(dim)])
     if np.allclose(covariances[:-1], covariances[:1] * 0 + np.eye(dim)[None] * covariances[:-1, :1, :1]):
         # Kernels: standard deviations alone, and a round wide normal.
         scale = np.sqrt(np.einsum("kii->ki", covariances))
