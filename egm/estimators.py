@@ -10,13 +10,13 @@ Source: EGM (arXiv 2505.19646), the SNIS and bootstrapped estimators.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, importance, random
-from egm.typing import Array, Draw, Estimate, Key, ModelFn, Path, Proposal, State, Time
+from egm.typing import Array, Draw, Estimate, Key, ModelFn, Path, PreparedProposal, Proposal, State, Time
 
 __all__ = ["BLOCK", "check_chunk_size", "estimate"]
 
@@ -36,6 +36,7 @@ def estimate(
     chunk_size: int | None = None,
     axis_name: str | None = None,
     proposal: Proposal | None = None,
+    values: Callable[[State, Array], Any] | None = None,
 ) -> Estimate:
     """SNIS estimate of the marginal generator and the log-marginal at (x_t, t).
 
@@ -57,6 +58,8 @@ def estimate(
       axis_name: mapped axis over which the K samples are split; x_t, t, r and key are the same on it.
       proposal: what draws the samples, with its weight; None for the path's own q_{r|t}. See
         `egm.proposals`.
+      values: what is averaged in place of the conditional generators, [K, B, ...] of x_r [K, B, ...] and
+        r [B]; it becomes the `generator` of the result.
 
     Returns:
       Estimate. Log-densities of NaN or +inf have weight zero, are counted, and stay in K. Examples with
@@ -89,7 +92,12 @@ def estimate(
     safe_r = jnp.where(in_range, r, 1.0)
 
     split = _split(num_samples, chunk_size, axis_name)
-    draw = _drawing(keys, path, proposal, x_t, safe_t, safe_r, num_samples, naive)
+    context = None
+    if isinstance(proposal, PreparedProposal):
+        context = jax.lax.stop_gradient(proposal.prepare(path, x_t, safe_t, safe_r))
+    draw = _drawing(keys, path, proposal, context, x_t, safe_t, safe_r, num_samples, naive)
+    if values is None:
+        values = lambda x_r, r_: path.conditional_generator(x_t, safe_t, x_r, r_)
 
     def chunk(index: Array) -> importance.Running:
         start = split.first_block + index * split.blocks_a_chunk
@@ -99,10 +107,11 @@ def estimate(
         flat_r = collectives.merge(jnp.broadcast_to(safe_r, (split.size, *batch)))
         log_w = checks.model_output(log_density(flat, flat_r), "log_density", flat_r.shape)
         log_w = collectives.unmerge(log_w, split.size)
-        if proposal is not None:
+        if isinstance(proposal, PreparedProposal):
+            log_w = log_w + proposal.log_weight(path, x_t, safe_t, x_r, safe_r, context)
+        elif proposal is not None:
             log_w = log_w + proposal.log_weight(path, x_t, safe_t, x_r, safe_r)
-        values = path.conditional_generator(x_t, safe_t, x_r, safe_r)
-        return importance.running_chunk(log_w, values, counted=split.counted(start))
+        return importance.running_chunk(log_w, values(x_r, safe_r), counted=split.counted(start))
 
     record = importance.running_collect(_accumulated(chunk, split.num_chunks), axis_name)
     log_z = path.log_normalizer(x_t, safe_t, safe_r)
@@ -167,6 +176,7 @@ def _drawing(
     keys: Array,
     path: Path,
     proposal: Proposal | None,
+    context: Any,
     x_t: State,
     t: Array,
     r: Array,
@@ -176,14 +186,14 @@ def _drawing(
     """The proposals of one block, [BLOCK, B, ...] of its index."""
 
     def draw(block: Array) -> State:
-        def one(example_key, x, t_, r_):
+        def one(example_key, context_, x, t_, r_):
             here = jax.random.fold_in(example_key, block)
             if proposal is None:
                 return path.propose(here, x, t_, 1.0 if naive else r_, BLOCK)
             shared = random.derive(example_key, "proposal")
-            return proposal.propose(Draw(here, shared, BLOCK, num_samples), path, x, t_, r_)
+            return proposal.propose(Draw(here, shared, BLOCK, num_samples, context_), path, x, t_, r_)
 
-        return jax.vmap(one, out_axes=1)(keys, x_t, t, r)
+        return jax.vmap(one, out_axes=1)(keys, context, x_t, t, r)
 
     return draw
 

@@ -16,16 +16,20 @@ import dataclasses
 import functools
 import itertools
 import operator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from egm import checks, random
+from egm.paths.gaussian import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
-from egm.typing import Array, Draw, Path, State
+from egm.processes.diffusion import DiffusionProcess, NormalKernel
+from egm.typing import Array, Draw, Key, ModelFn, Path, Proposal, State
 
-__all__ = ["IndependentReveal", "SharedReveal", "matched_probability"]
+__all__ = ["Guided", "IndependentReveal", "SharedReveal", "matched_probability"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +116,74 @@ class SharedReveal:
         return jnp.where(path.masked(wide) & (rank < size), token, wide)
 
 
+@dataclasses.dataclass(frozen=True)
+class Guided:
+    """Gaussian parts of x_r drawn by a model's own diffusion step, in pairs; tokens by another proposal.
+
+    The path's own q_{r|t} is what x_r would be under a flat density, and its weights cost about D/2 nats for
+    each factor e of the variance. A step of the model, N(E[x_r | x_t], Var[x_r | x_t]) by its score and
+    posterior variance, has weights of one where the target is normal, whatever the dimension, and any
+    other weight is right too: what the model has wrong is mended by the weights. Samples come in pairs
+    on both sides of the mean, so that what is linear in them has no noise.
+
+    Attributes:
+      generator: the model, `generator(x [B, *event], t [B])` as a process takes it; `Bootstrap` puts the
+        average of its own in the place of None.
+      tokens: the proposal of all other parts.
+
+    Raises:
+      ValueError: in `prepare`, for a path with a Gaussian part and without a generator.
+    """
+
+    generator: ModelFn | None = None
+    tokens: Proposal = SharedReveal()
+
+    def __post_init__(self):
+        if self.generator is not None:
+            checks.function(self.generator, "generator")
+        checks.instance(self.tokens, Proposal, "tokens")
+
+    def prepare(self, path: Path, x_t: State, t: Array, r: Array) -> list[NormalKernel] | None:
+        """See `egm.typing.PreparedProposal`: the kernel of every Gaussian part."""
+        parts = _gaussian_leaves(path, x_t)
+        if not parts:
+            return None
+        if self.generator is None:
+            raise ValueError(
+                f"generator must be a function where a part of the path is Gaussian, got None: {path}"
+            )
+        found = [out for p, out in _leaves(path, self.generator(x_t, t)) if isinstance(p, GaussianPath)]
+        rows = zip(parts, found, strict=True)
+        return [DiffusionProcess(p).forward_kernel(x, _constant(out), t, r) for (p, x), out in rows]
+
+    def propose(self, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:
+        """See `egm.typing.PreparedProposal`."""
+        other = self.tokens.propose(draw, path, x_t, t, r)
+        if draw.context is None:
+            return other
+        kernels = iter(draw.context)
+        parts = [
+            _pairs(random.derive(jax.random.fold_in(draw.key, i), "guided"), p, next(kernels), draw)
+            if isinstance(p, GaussianPath)
+            else part
+            for i, (p, part) in enumerate(_leaves(path, other))
+        ]
+        return _rebuilt(path, iter(parts))
+
+    def log_weight(
+        self, path: Path, x_t: State, t: Array, x_r: State, r: Array, context: Any = None
+    ) -> Array:
+        """See `egm.typing.PreparedProposal`."""
+        total = self.tokens.log_weight(path, x_t, t, x_r, r)
+        if context is None:
+            return total
+        rows = [row for row in _leaves(path, x_t, x_r) if isinstance(row[0], GaussianPath)]
+        for (p, before, after), kernel in zip(rows, context, strict=True):
+            own = p.log_noising(before, t, after, r) - p.log_normalizer(before, t, r)
+            total = total + own - _log_density(p, after, kernel)
+        return total
+
+
 def matched_probability(path: MaskedPath, t: Array, r: Array) -> Array:
     """(kappa_r - kappa_t)/(1 - kappa_t): the marginal's probability to reveal a masked site from t to r."""
     left = 1 - path.kappa(t)
@@ -134,6 +206,40 @@ def _leaves(path: Path, *states: State) -> list[tuple]:
     paths = path.leaves_with(states[0])[0]
     rows = zip(paths, *(path.leaves_with(s)[1] for s in states), strict=True)
     return [leaf for p, *parts in rows for leaf in _leaves(p, *parts)]
+
+
+def _gaussian_leaves(path: Path, x: State) -> list[tuple]:
+    return [leaf for leaf in _leaves(path, x) if isinstance(leaf[0], GaussianPath)]
+
+
+def _rebuilt(path: Path, parts: Iterator[State]) -> State:
+    """The state whose leaves come in the order of `_leaves`."""
+    if not isinstance(path, ProductPath):
+        return next(parts)
+    return path.unflatten(_rebuilt(p, parts) for p in path.leaves_with(path.paths)[0])
+
+
+def _constant(out: Any) -> ModelFn:
+    return lambda x, t: out
+
+
+def _pairs(key: Key, path: GaussianPath, kernel: NormalKernel, draw: Draw) -> Array:
+    """[size, ...] normal states, those of the second half of the samples reflections of the first.
+
+    Half a number of samples apart, where `SharedReveal` has the same tokens as long as K allows.
+    """
+    half = min(draw.num_samples, draw.size) // 2
+    noise = path.standard_normal(key, (draw.size - half, *kernel.mean.shape), kernel.mean.dtype)
+    noise = jnp.concatenate([noise[:half], -noise[:half], noise[half:]])
+    return kernel.mean[None] + jnp.sqrt(kernel.variance)[None] * noise
+
+
+def _log_density(path: GaussianPath, x: Array, kernel: NormalKernel) -> Array:
+    """[K, B] of x [K, B, D]."""
+    mean, variance = (jnp.broadcast_to(a[None], (x.shape[0], *a.shape)) for a in kernel)
+    if variance.shape[-1] == 1:
+        return path.normal_log_density(x, mean, variance[..., 0])
+    return jnp.sum(path.coordinate_log_density(x, mean, variance), axis=-1)
 
 
 def _each(tokens, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:

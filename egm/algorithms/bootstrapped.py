@@ -9,9 +9,27 @@ from typing import Any
 import jax.numpy as jnp
 
 from egm import bootstrap, checks, divergences, horizons, losses, proposals, random
-from egm.algorithms._shared import check_fields, check_samples, compare, estimate_metrics, with_skip
+from egm.algorithms._shared import (
+    check_fields,
+    check_samples,
+    compare,
+    estimate_metrics,
+    estimated_values,
+    with_skip,
+)
 from egm.estimators import estimate
-from egm.typing import Apply, Energy, EvaluationCounts, Head, Horizon, ModelFn, Path, Proposal, PyTree
+from egm.typing import (
+    Apply,
+    Energy,
+    EvaluationCounts,
+    Head,
+    Horizon,
+    ModelFn,
+    Path,
+    PreparedProposal,
+    Proposal,
+    PyTree,
+)
 
 __all__ = ["Bootstrap"]
 
@@ -35,7 +53,8 @@ class Bootstrap:
       skip: a closed form that is added to the network's g, `ModelFn = skip(energy)`, made of the
         annealed energy; `egm.networks.energy_log_marginal` is one.
       draws_by_weight: whether x_1 is drawn by path weight.
-      proposal: what draws the samples (`egm.proposals`); None for the path's own q_{r|t}.
+      proposal: what draws the samples (`egm.proposals`); None for the path's own q_{r|t}. A `Guided` one
+        without a generator follows this one's own, by the target parameters.
       divergence: of g's targets, `[B] = divergence(target, prediction)`: squared error has no bias where
         the target has no noise, `divergences.exponential` none where it has.
 
@@ -60,7 +79,7 @@ class Bootstrap:
     chunk_size: int | None = 1024
     skip: Callable[[Energy], ModelFn] | None = None
     draws_by_weight: bool = False
-    proposal: Proposal | None = proposals.SharedReveal()
+    proposal: Proposal | PreparedProposal | None = proposals.Guided()
     divergence: Callable[[Any, Any], Any] = divergences.squared_difference
 
     def __post_init__(self):
@@ -69,7 +88,7 @@ class Bootstrap:
         if not isinstance(self.step, Horizon):
             horizons.FixedStep(self.step)
         if self.proposal is not None:
-            checks.instance(self.proposal, Proposal, "proposal")
+            checks.instance(self.proposal, Proposal | PreparedProposal, "proposal")
 
     @classmethod
     def published(cls, path: Path, head: Head, apply: Apply, apply_log_marginal: Apply, **fields: Any):
@@ -96,6 +115,10 @@ class Bootstrap:
         def g(p):
             return with_skip(self.apply_log_marginal, p["log_marginal"], self.skip, energy)
 
+        proposal = self.proposal
+        if isinstance(proposal, proposals.Guided) and proposal.generator is None:
+            proposal = dataclasses.replace(proposal, generator=self.generator(target_params, energy))
+        output = self.apply(params["generator"], x_t, t)
         horizon = self.step if isinstance(self.step, Horizon) else horizons.FixedStep(self.step)
         est = estimate(
             k_estimate,
@@ -106,9 +129,9 @@ class Bootstrap:
             horizon.look_ahead(self.path, x_t, t),
             num_samples=self.num_samples,
             chunk_size=self.chunk_size,
-            proposal=self.proposal,
+            proposal=proposal,
+            values=estimated_values(self.head, output, x_t, t, energy),
         )
-        output = self.apply(params["generator"], x_t, t)
         generator_loss, metrics = compare(self.head, est, output, x_t, t, energy)
         target = est.log_marginal - self.path.log_normalizer(x_t, t, jnp.ones_like(t))
         prediction = g(params)(x_t, t)

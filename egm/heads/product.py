@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 
 from egm import checks
 from egm.paths.product import ProductPath
-from egm.typing import Array, Energy, HeadCounts, PyTree, State
+from egm.typing import Array, Energy, EstimatingHead, HeadCounts, PyTree, State
 
 __all__ = ["ProductHead"]
 
@@ -67,6 +68,23 @@ class ProductHead:
             leaf = None if energy is None else _LeafEnergy(energy, self._treedef, tuple(parts_1), i)
             found.append(head.conditional_target(parts_1[i], parts_t[i], t, leaf))
         return self._treedef.unflatten(found)
+
+    def estimated_values(
+        self, output: PyTree, x_t: State, t: Array, energy: Energy
+    ) -> Callable[[State, Array], PyTree]:
+        """The pytree of what the leaves ask for, of the others' their conditional generators."""
+        rows = list(self._each(output, x_t, t, energy, jax.lax.stop_gradient))
+
+        def values(x_r: State, r: Array) -> PyTree:
+            found = []
+            for (head, out, x, leaf), after in zip(rows, self._parts(x_r, "x_r"), strict=True):
+                if isinstance(head, EstimatingHead):
+                    found.append(head.estimated_values(out, x, t, leaf)(after, r))
+                else:
+                    found.append(head.path.conditional_generator(x, t, after, r))
+            return self._treedef.unflatten(found)
+
+        return values
 
     def differentiable(self, x_1: State, x_t: State, t: Array, energy: Energy) -> Array:
         """Whether the targets of all leaves may use the energy's gradient: a scalar bool."""

@@ -41,6 +41,23 @@ class ConditionalScore(NamedTuple):
     weight: Array | None = None
 
 
+class EstimatedScore(NamedTuple):
+    """What an estimate says of the marginal at (x_t, t): weighted means over its samples x_r.
+
+    With s_k the score of p_{t|r}(. | x_r^k) at x_t and s the model's, sigma_t^4 E (s_k - s)^2 is
+    `beside` + alpha_t^2 Var[x_1 | x_t] (about the model's own mean), at any r.
+
+    Attributes:
+      score: [B, D] the mean of s_k.
+      square: [B, D] the mean of sigma_t^4 (s_k - s)^2.
+      beside: [B, 1] sigma_t^2 (sigma_t^2 - v)/v, v the variance of p_{t|r}: what x_r leaves open of x_1.
+    """
+
+    score: Array
+    square: Array
+    beside: Array
+
+
 @dataclasses.dataclass(frozen=True)
 class ScoreHead:
     """[B, D, 2] that stand for the score and for the posterior variance on a Gaussian path.
@@ -149,6 +166,28 @@ class ScoreHead:
             share = jnp.where(smooth, 1.0, share)
         return ConditionalScore(score, x_1, share)
 
+    def estimated_values(
+        self, output: Array, x_t: Array, t: Array, energy: Energy | None = None
+    ) -> Callable[[Array, Array], Any]:
+        """What `egm.estimate` averages for this head: of each x_r an `EstimatedScore`.
+
+        Angles, which have no variance of x_1, have the velocity alone.
+        """
+        level = self._level(t, x_t)
+        own = self._normalised(output, x_t, level, energy) / level.spread
+
+        def values(x_r: Array, r: Array) -> Any:
+            if not self._learns_variance(x_t):
+                return self.path.conditional_generator(x_t, t, x_r, r)
+            kernel = self.path.kernel(t, r)
+            scale, noise = (c.astype(x_t.dtype)[:, None] for c in (kernel.scale, kernel.variance))
+            score = (scale[None] * x_r - x_t[None]) / noise[None]
+            beside = level.variance * (level.variance - noise) / noise
+            square = jnp.square(level.variance[None] * (score - own[None]))
+            return EstimatedScore(score, square, jnp.broadcast_to(beside, (*score.shape[:-1], 1)))
+
+        return values
+
     def differentiable(self, x_1: Array, x_t: Array, t: Array, energy: Energy) -> Array:
         """Whether conditional targets may use grad E: a scalar bool, by what E says of itself or a probe.
 
@@ -193,6 +232,11 @@ class ScoreHead:
         prediction = self._normalised(output, x_t, level, energy)
         wanted, _ = self._target(target, x_t, t, level)
         loss = divergences.squared_error(wanted, prediction) / self._dimension(x_t)
+        if isinstance(target, EstimatedScore):
+            own = level.alpha**2 * self._base_variance(level, x_t)
+            seen, log_factor = jax.lax.stop_gradient((target.square, target.beside)), _log_factor(output)
+            wanted = jnp.log(seen[1] + own * jnp.exp(log_factor))
+            return loss + divergences.itakura_saito(seen[0], wanted) / x_t.shape[-1]
         if not isinstance(target, ConditionalScore):
             return loss
         if target.weight is not None:
@@ -272,7 +316,7 @@ class ScoreHead:
 
     def _target(self, target, x, t, level):
         """(b times the target score [B, D], whether it was cut [B])."""
-        if isinstance(target, ConditionalScore):
+        if isinstance(target, ConditionalScore | EstimatedScore):
             score = target.score
         else:
             # No estimate is valid at t = 1, where the linear path's velocity does not tell the score.
@@ -283,6 +327,9 @@ class ScoreHead:
         if limit is None:
             return normalised, jnp.zeros(normalised.shape[0], bool)
         return clipped(normalised, limit, self._dimension(normalised))
+
+    def _learns_variance(self, x):
+        return bool(np.all(np.asarray(self.path.confinement(x.shape[-1])) == 1))
 
     def _dimension(self, x):
         return self.path.dimension(x.shape[-1])
