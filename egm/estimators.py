@@ -35,7 +35,7 @@ def estimate(
     num_samples: int,
     chunk_size: int | None = None,
     axis_name: str | None = None,
-    proposal: Proposal | None = None,
+    proposal: Proposal | PreparedProposal | None = None,
     values: Callable[[State, Array], Any] | None = None,
 ) -> Estimate:
     """SNIS estimate of the marginal generator and the log-marginal at (x_t, t).
@@ -80,7 +80,7 @@ def estimate(
       >>> estimate.generator.shape, estimate.log_marginal.shape, bool(estimate.valid.all())
       ((16, 9, 2), (16,), True)
     """
-    batch = _check_parts(path, log_density, proposal, x_t, chunk_size)
+    batch = _check_parts(path, log_density, proposal, values, x_t, chunk_size)
     num_samples = checks.positive_int(num_samples, "num_samples")
     concrete_r = checks.concrete(r)
     naive = concrete_r is not None and bool((concrete_r == 1).all())
@@ -111,7 +111,8 @@ def estimate(
             log_w = log_w + proposal.log_weight(path, x_t, safe_t, x_r, safe_r, context)
         elif proposal is not None:
             log_w = log_w + proposal.log_weight(path, x_t, safe_t, x_r, safe_r)
-        return importance.running_chunk(log_w, values(x_r, safe_r), counted=split.counted(start))
+        averaged = _checked_values(values(x_r, safe_r), log_w.shape)
+        return importance.running_chunk(log_w, averaged, counted=split.counted(start))
 
     record = importance.running_collect(_accumulated(chunk, split.num_chunks), axis_name)
     log_z = path.log_normalizer(x_t, safe_t, safe_r)
@@ -127,19 +128,30 @@ def check_chunk_size(chunk_size: int | None) -> None:
 
 
 def _check_parts(
-    path: Path, log_density: ModelFn, proposal: Proposal | None, x_t: State, chunk_size: int | None
+    path: Path, log_density: ModelFn, proposal: Any, values: Any, x_t: State, chunk_size: int | None
 ) -> tuple[int, ...]:
     """The batch shape (B,) of x_t."""
     checks.instance(path, Path, "path")
     checks.function(log_density, "log_density")
     if proposal is not None:
         checks.instance(proposal, Proposal, "proposal")
+    if values is not None:
+        checks.function(values, "values")
     batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
         raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
     checks.not_empty(x_t, "x_t")
     check_chunk_size(chunk_size)
     return batch
+
+
+def _checked_values(found: Any, shape: tuple[int, ...]) -> Any:
+    """`found`; raises where a leaf is no array of [K, B, ...], `shape` being (K, B)."""
+    for leaf in jax.tree.leaves(found):
+        if jnp.shape(leaf)[:2] != shape:
+            wanted = f"[{shape[0]}, {shape[1]}, ...]"
+            raise ValueError(f"values must return arrays of shape {wanted}, got shape {jnp.shape(leaf)}")
+    return found
 
 
 class _Split(NamedTuple):
@@ -175,7 +187,7 @@ def _split(num_samples: int, chunk_size: int | None, axis_name: str | None) -> _
 def _drawing(
     keys: Array,
     path: Path,
-    proposal: Proposal | None,
+    proposal: Proposal | PreparedProposal | None,
     context: Any,
     x_t: State,
     t: Array,

@@ -122,14 +122,16 @@ class Guided:
 
     The path's own q_{r|t} is what x_r would be under a flat density, and its weights cost about D/2 nats for
     each factor e of the variance. A step of the model, N(E[x_r | x_t], Var[x_r | x_t]) by its score and
-    posterior variance, has weights of one where the target is normal, whatever the dimension, and any
-    other weight is right too: what the model has wrong is mended by the weights. Samples come in pairs
-    on both sides of the mean, so that what is linear in them has no noise.
+    posterior variance, has equal weights where p_{r|t} is normal with independent coordinates, whatever the
+    dimension; elsewhere the weights mend what the model has wrong. Samples come in pairs on both sides of the
+    mean, so that what is linear in them has no noise. Where the model is not finite the path's own q_{r|t}
+    is used.
 
     Attributes:
       generator: the model, `generator(x [B, *event], t [B])` as a process takes it; `Bootstrap` puts the
         average of its own in the place of None.
-      tokens: the proposal of all other parts.
+      tokens: the proposal of all other parts; what it would do of the Gaussian ones must be the path's own
+        q_{r|t}, as it is with the proposals here.
 
     Raises:
       ValueError: in `prepare`, for a path with a Gaussian part and without a generator.
@@ -145,16 +147,18 @@ class Guided:
 
     def prepare(self, path: Path, x_t: State, t: Array, r: Array) -> list[NormalKernel] | None:
         """See `egm.typing.PreparedProposal`: the kernel of every Gaussian part."""
-        parts = _gaussian_leaves(path, x_t)
-        if not parts:
+        if not self.calls(path):
             return None
         if self.generator is None:
             raise ValueError(
                 f"generator must be a function where a part of the path is Gaussian, got None: {path}"
             )
-        found = [out for p, out in _leaves(path, self.generator(x_t, t)) if isinstance(p, GaussianPath)]
-        rows = zip(parts, found, strict=True)
-        return [DiffusionProcess(p).forward_kernel(x, _constant(out), t, r) for (p, x), out in rows]
+        rows = _leaves(path, x_t, self.generator(x_t, t), names=("x_t", "generator"))
+        return [_kernel(p, x, out, t, r) for p, x, out in rows if isinstance(p, GaussianPath)]
+
+    def calls(self, path: Path) -> int:
+        """How often `prepare` calls the generator: once if a part of the path is Gaussian, else never."""
+        return int(any(isinstance(p, GaussianPath) for p in _parts(path)))
 
     def propose(self, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:
         """See `egm.typing.PreparedProposal`."""
@@ -179,7 +183,7 @@ class Guided:
             return total
         rows = [row for row in _leaves(path, x_t, x_r) if isinstance(row[0], GaussianPath)]
         for (p, before, after), kernel in zip(rows, context, strict=True):
-            own = p.log_noising(before, t, after, r) - p.log_normalizer(before, t, r)
+            own = p.log_noising(before, t, after, r) - p.log_normalizer(before, t, r)[None]
             total = total + own - _log_density(p, after, kernel)
         return total
 
@@ -199,17 +203,21 @@ def _int32(path: MaskedPath, x: Array) -> Array:
     return checks.tokens(x, path.vocab_size)
 
 
-def _leaves(path: Path, *states: State) -> list[tuple]:
+def _leaves(path: Path, *states: Any, names: tuple[str, ...] = ()) -> list[tuple]:
     """(path, part of each state) of the parts of a product, or of the path alone."""
     if not isinstance(path, ProductPath):
         return [(path, *states)]
-    paths = path.leaves_with(states[0])[0]
-    rows = zip(paths, *(path.leaves_with(s)[1] for s in states), strict=True)
-    return [leaf for p, *parts in rows for leaf in _leaves(p, *parts)]
+    names = names or ("state",) * len(states)
+    parts = (path.leaves_with(s, name)[1] for s, name in zip(states, names, strict=True))
+    rows = zip(path.leaves_with(path.paths)[0], *parts, strict=True)
+    return [leaf for p, *row in rows for leaf in _leaves(p, *row, names=names)]
 
 
-def _gaussian_leaves(path: Path, x: State) -> list[tuple]:
-    return [leaf for leaf in _leaves(path, x) if isinstance(leaf[0], GaussianPath)]
+def _parts(path: Path) -> list[Path]:
+    """The paths of `_leaves`."""
+    if not isinstance(path, ProductPath):
+        return [path]
+    return [leaf for p in path.leaves_with(path.paths)[0] for leaf in _parts(p)]
 
 
 def _rebuilt(path: Path, parts: Iterator[State]) -> State:
@@ -219,14 +227,22 @@ def _rebuilt(path: Path, parts: Iterator[State]) -> State:
     return path.unflatten(_rebuilt(p, parts) for p in path.leaves_with(path.paths)[0])
 
 
-def _constant(out: Any) -> ModelFn:
-    return lambda x, t: out
+def _kernel(path: GaussianPath, x: Array, out: Any, t: Array, r: Array) -> NormalKernel:
+    """The model's step from x by what it said there; q_{r|t} where that is not finite."""
+    mean, variance = DiffusionProcess(path).forward_kernel(x, lambda x, t: out, t, r)
+    scale, _, noise = (c.astype(mean.dtype)[:, None] for c in path.kernel(checks.wide(t), checks.wide(r)))
+    fits = jnp.all(jnp.isfinite(mean), axis=-1, keepdims=True)
+    fits = fits & jnp.all(jnp.isfinite(variance) & (variance > 0), axis=-1, keepdims=True)
+    return NormalKernel(
+        jnp.where(fits, mean, checks.wide(x) / scale), jnp.where(fits, variance, noise / scale**2)
+    )
 
 
 def _pairs(key: Key, path: GaussianPath, kernel: NormalKernel, draw: Draw) -> Array:
     """[size, ...] normal states, those of the second half of the samples reflections of the first.
 
-    Half a number of samples apart, where `SharedReveal` has the same tokens as long as K allows.
+    Half a number of samples apart: there `SharedReveal` has the same tokens where V and K are powers of two
+    and V^|S| <= K/2.
     """
     half = min(draw.num_samples, draw.size) // 2
     noise = path.standard_normal(key, (draw.size - half, *kernel.mean.shape), kernel.mean.dtype)

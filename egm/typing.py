@@ -662,7 +662,7 @@ class EstimatingHead(Head, Protocol):
     """A head that learns from the samples of an estimate more than their mean generator."""
 
     def estimated_values(
-        self, output: PyTree, x_t: State, t: Array, energy: Energy
+        self, output: PyTree, x_t: State, t: Array, energy: Energy | None
     ) -> Callable[[State, Array], Any]:
         """`values` for `egm.estimate`; their weighted mean is a target for `divergence`."""
         ...

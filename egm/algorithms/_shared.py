@@ -42,6 +42,8 @@ def estimated_values(head, output, x_t, t, energy) -> Callable[[State, Array], A
     """What `estimate` averages for a head that asks for more than conditional generators; None for others."""
     if not isinstance(head, EstimatingHead):
         return None
+    # `estimate` takes no time before `t_min` either.
+    t = jnp.maximum(t, head.path.t_min)
     return head.estimated_values(jax.lax.stop_gradient(output), x_t, t, energy)
 
 

@@ -101,11 +101,19 @@ class Bootstrap:
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> EvaluationCounts:
         """K a training example, an upper bound: most have r < 1; and those of the head."""
         generator, _ = self.head.energy_evaluations(energy, event_shape)
-        return EvaluationCounts(0, generator, generator + self.num_samples)
+        following = self._following
+        calls = 1 if following is None else 1 + following.calls(self.path)
+        return EvaluationCounts(0, generator, calls * generator + self.num_samples)
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
         return lambda x, t: self.head.generator(self.apply(params["generator"], x, t), x, t, energy)
+
+    @property
+    def _following(self) -> proposals.Guided | None:
+        """The proposal, if it is to be guided by this algorithm's own generator."""
+        found = self.proposal
+        return found if isinstance(found, proposals.Guided) and found.generator is None else None
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""
@@ -115,9 +123,9 @@ class Bootstrap:
         def g(p):
             return with_skip(self.apply_log_marginal, p["log_marginal"], self.skip, energy)
 
-        proposal = self.proposal
-        if isinstance(proposal, proposals.Guided) and proposal.generator is None:
-            proposal = dataclasses.replace(proposal, generator=self.generator(target_params, energy))
+        proposal, following = self.proposal, self._following
+        if following is not None:
+            proposal = dataclasses.replace(following, generator=self.generator(target_params, energy))
         output = self.apply(params["generator"], x_t, t)
         horizon = self.step if isinstance(self.step, Horizon) else horizons.FixedStep(self.step)
         est = estimate(

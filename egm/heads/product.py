@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -70,19 +71,19 @@ class ProductHead:
         return self._treedef.unflatten(found)
 
     def estimated_values(
-        self, output: PyTree, x_t: State, t: Array, energy: Energy
+        self, output: PyTree, x_t: State, t: Array, energy: Energy | None = None
     ) -> Callable[[State, Array], PyTree]:
         """The pytree of what the leaves ask for, of the others' their conditional generators."""
-        rows = list(self._each(output, x_t, t, energy, jax.lax.stop_gradient))
+        leaves = [
+            head.estimated_values(out, x, t, leaf)
+            if isinstance(head, EstimatingHead)
+            else functools.partial(head.path.conditional_generator, x, t)
+            for head, out, x, leaf in self._each(output, x_t, t, energy, jax.lax.stop_gradient)
+        ]
 
         def values(x_r: State, r: Array) -> PyTree:
-            found = []
-            for (head, out, x, leaf), after in zip(rows, self._parts(x_r, "x_r"), strict=True):
-                if isinstance(head, EstimatingHead):
-                    found.append(head.estimated_values(out, x, t, leaf)(after, r))
-                else:
-                    found.append(head.path.conditional_generator(x, t, after, r))
-            return self._treedef.unflatten(found)
+            parts = zip(leaves, self._parts(x_r, "x_r"), strict=True)
+            return self._treedef.unflatten([leaf(part, r) for leaf, part in parts])
 
         return values
 
