@@ -5,7 +5,8 @@ proposal estimates the same generator and log-marginal (`egm.estimate`); the las
 `log_weight`, zero for the path's own. On tokens what a proposal chooses is which masked sites it reveals;
 tokens are uniform. The marginal itself reveals each with probability (kappa_r - kappa_t)/(1 - kappa_t),
 whatever the tokens, and a proposal that does so leaves w = exp g alone, g = phi - log Z_{1|.}: nothing
-of the weights' spread is due to how many sites were revealed.
+of the weights' spread is due to how many sites were revealed. On Gaussian paths it chooses the normal
+distribution of x_r: the path's own or, `Guided`, a model's.
 
 Source: the estimators are those of EGM (arXiv 2505.19646); these proposals are this library's.
 """

@@ -40,7 +40,8 @@ class Bootstrap:
 
     Parameters are a dict {"generator": ..., "log_marginal": ...}; phi_r takes the target parameters,
     and -E where r = 1. `published` has the paper's settings; docs/algorithms.md says why the defaults
-    are others.
+    are others. A `ScoreHead` learns the variance of x_1 given x_t from the same samples
+    (`egm.typing.EstimatingHead`), which the default proposal draws by it.
 
     Attributes:
       path: the path.

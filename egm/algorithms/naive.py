@@ -17,6 +17,8 @@ __all__ = ["Naive"]
 class Naive:
     """Naive EGM: the generator regresses on its SNIS estimate from uniform proposals at r = 1.
 
+    A `ScoreHead` learns from the same samples the variance of x_1 given x_t (`egm.typing.EstimatingHead`).
+
     Attributes:
       path: the path.
       head: what the network's output stands for.

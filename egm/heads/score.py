@@ -20,7 +20,16 @@ from egm.heads.normals import NormalMixture
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Energy, Gaussian, HeadCounts
 
-__all__ = ["ConditionalScore", "Level", "ScoreHead", "clipped", "level_at", "normal_score", "untrained"]
+__all__ = [
+    "ConditionalScore",
+    "EstimatedScore",
+    "Level",
+    "ScoreHead",
+    "clipped",
+    "level_at",
+    "normal_score",
+    "untrained",
+]
 
 _MOST = 10.0
 """The skip's bracket is cut at this multiple of sqrt(D)."""
