@@ -10,13 +10,13 @@ Source: EGM (arXiv 2505.19646), the SNIS and bootstrapped estimators.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from egm import checks, collectives, importance, random
-from egm.typing import Array, Draw, Estimate, Key, ModelFn, Path, Proposal, State, Time
+from egm.typing import Array, Draw, Estimate, Key, ModelFn, Path, PreparedProposal, Proposal, State, Time
 
 __all__ = ["BLOCK", "check_chunk_size", "estimate"]
 
@@ -35,7 +35,8 @@ def estimate(
     num_samples: int,
     chunk_size: int | None = None,
     axis_name: str | None = None,
-    proposal: Proposal | None = None,
+    proposal: Proposal | PreparedProposal | None = None,
+    values: Callable[[State, Array], Any] | None = None,
 ) -> Estimate:
     """SNIS estimate of the marginal generator and the log-marginal at (x_t, t).
 
@@ -57,6 +58,8 @@ def estimate(
       axis_name: mapped axis over which the K samples are split; x_t, t, r and key are the same on it.
       proposal: what draws the samples, with its weight; None for the path's own q_{r|t}. See
         `egm.proposals`.
+      values: what is averaged in place of the conditional generators, [K, B, ...] of x_r [K, B, ...] and
+        r [B]; it becomes the `generator` of the result.
 
     Returns:
       Estimate. Log-densities of NaN or +inf have weight zero, are counted, and stay in K. Examples with
@@ -77,7 +80,7 @@ def estimate(
       >>> estimate.generator.shape, estimate.log_marginal.shape, bool(estimate.valid.all())
       ((16, 9, 2), (16,), True)
     """
-    batch = _check_parts(path, log_density, proposal, x_t, chunk_size)
+    batch = _check_parts(path, log_density, proposal, values, x_t, chunk_size)
     num_samples = checks.positive_int(num_samples, "num_samples")
     concrete_r = checks.concrete(r)
     naive = concrete_r is not None and bool((concrete_r == 1).all())
@@ -89,7 +92,12 @@ def estimate(
     safe_r = jnp.where(in_range, r, 1.0)
 
     split = _split(num_samples, chunk_size, axis_name)
-    draw = _drawing(keys, path, proposal, x_t, safe_t, safe_r, num_samples, naive)
+    context = None
+    if isinstance(proposal, PreparedProposal):
+        context = jax.lax.stop_gradient(proposal.prepare(path, x_t, safe_t, safe_r))
+    draw = _drawing(keys, path, proposal, context, x_t, safe_t, safe_r, num_samples, naive)
+    if values is None:
+        values = lambda x_r, r_: path.conditional_generator(x_t, safe_t, x_r, r_)
 
     def chunk(index: Array) -> importance.Running:
         start = split.first_block + index * split.blocks_a_chunk
@@ -99,10 +107,12 @@ def estimate(
         flat_r = collectives.merge(jnp.broadcast_to(safe_r, (split.size, *batch)))
         log_w = checks.model_output(log_density(flat, flat_r), "log_density", flat_r.shape)
         log_w = collectives.unmerge(log_w, split.size)
-        if proposal is not None:
+        if isinstance(proposal, PreparedProposal):
+            log_w = log_w + proposal.log_weight(path, x_t, safe_t, x_r, safe_r, context)
+        elif proposal is not None:
             log_w = log_w + proposal.log_weight(path, x_t, safe_t, x_r, safe_r)
-        values = path.conditional_generator(x_t, safe_t, x_r, safe_r)
-        return importance.running_chunk(log_w, values, counted=split.counted(start))
+        averaged = _checked_values(values(x_r, safe_r), log_w.shape)
+        return importance.running_chunk(log_w, averaged, counted=split.counted(start))
 
     record = importance.running_collect(_accumulated(chunk, split.num_chunks), axis_name)
     log_z = path.log_normalizer(x_t, safe_t, safe_r)
@@ -118,19 +128,30 @@ def check_chunk_size(chunk_size: int | None) -> None:
 
 
 def _check_parts(
-    path: Path, log_density: ModelFn, proposal: Proposal | None, x_t: State, chunk_size: int | None
+    path: Path, log_density: ModelFn, proposal: Any, values: Any, x_t: State, chunk_size: int | None
 ) -> tuple[int, ...]:
     """The batch shape (B,) of x_t."""
     checks.instance(path, Path, "path")
     checks.function(log_density, "log_density")
     if proposal is not None:
         checks.instance(proposal, Proposal, "proposal")
+    if values is not None:
+        checks.function(values, "values")
     batch = path.batch_shape(x_t, "x_t")
     if len(batch) != 1:
         raise ValueError(f"x_t must have one batch axis, got batch shape {batch}")
     checks.not_empty(x_t, "x_t")
     check_chunk_size(chunk_size)
     return batch
+
+
+def _checked_values(found: Any, shape: tuple[int, ...]) -> Any:
+    """`found`; raises where a leaf is no array of [K, B, ...], `shape` being (K, B)."""
+    for leaf in jax.tree.leaves(found):
+        if jnp.shape(leaf)[:2] != shape:
+            wanted = f"[{shape[0]}, {shape[1]}, ...]"
+            raise ValueError(f"values must return arrays of shape {wanted}, got shape {jnp.shape(leaf)}")
+    return found
 
 
 class _Split(NamedTuple):
@@ -166,7 +187,8 @@ def _split(num_samples: int, chunk_size: int | None, axis_name: str | None) -> _
 def _drawing(
     keys: Array,
     path: Path,
-    proposal: Proposal | None,
+    proposal: Proposal | PreparedProposal | None,
+    context: Any,
     x_t: State,
     t: Array,
     r: Array,
@@ -176,14 +198,14 @@ def _drawing(
     """The proposals of one block, [BLOCK, B, ...] of its index."""
 
     def draw(block: Array) -> State:
-        def one(example_key, x, t_, r_):
+        def one(example_key, context_, x, t_, r_):
             here = jax.random.fold_in(example_key, block)
             if proposal is None:
                 return path.propose(here, x, t_, 1.0 if naive else r_, BLOCK)
             shared = random.derive(example_key, "proposal")
-            return proposal.propose(Draw(here, shared, BLOCK, num_samples), path, x, t_, r_)
+            return proposal.propose(Draw(here, shared, BLOCK, num_samples, context_), path, x, t_, r_)
 
-        return jax.vmap(one, out_axes=1)(keys, x_t, t, r)
+        return jax.vmap(one, out_axes=1)(keys, context, x_t, t, r)
 
     return draw
 

@@ -5,7 +5,8 @@ proposal estimates the same generator and log-marginal (`egm.estimate`); the las
 `log_weight`, zero for the path's own. On tokens what a proposal chooses is which masked sites it reveals;
 tokens are uniform. The marginal itself reveals each with probability (kappa_r - kappa_t)/(1 - kappa_t),
 whatever the tokens, and a proposal that does so leaves w = exp g alone, g = phi - log Z_{1|.}: nothing
-of the weights' spread is due to how many sites were revealed.
+of the weights' spread is due to how many sites were revealed. On Gaussian paths it chooses the normal
+distribution of x_r: the path's own or, `Guided`, a model's.
 
 Source: the estimators are those of EGM (arXiv 2505.19646); these proposals are this library's.
 """
@@ -16,16 +17,20 @@ import dataclasses
 import functools
 import itertools
 import operator
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from egm import checks, random
+from egm.paths.gaussian import GaussianPath
 from egm.paths.masked import MaskedPath
 from egm.paths.product import ProductPath
-from egm.typing import Array, Draw, Path, State
+from egm.processes.diffusion import DiffusionProcess, NormalKernel
+from egm.typing import Array, Draw, Key, ModelFn, Path, Proposal, State
 
-__all__ = ["IndependentReveal", "SharedReveal", "matched_probability"]
+__all__ = ["Guided", "IndependentReveal", "SharedReveal", "matched_probability"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +117,78 @@ class SharedReveal:
         return jnp.where(path.masked(wide) & (rank < size), token, wide)
 
 
+@dataclasses.dataclass(frozen=True)
+class Guided:
+    """Gaussian parts of x_r drawn by a model's own diffusion step, in pairs; tokens by another proposal.
+
+    The path's own q_{r|t} is what x_r would be under a flat density, and its weights cost about D/2 nats for
+    each factor e of the variance. A step of the model, N(E[x_r | x_t], Var[x_r | x_t]) by its score and
+    posterior variance, has equal weights where p_{r|t} is normal with independent coordinates, whatever the
+    dimension; elsewhere the weights mend what the model has wrong. Samples come in pairs on both sides of the
+    mean, so that what is linear in them has no noise. Where the model is not finite the path's own q_{r|t}
+    is used.
+
+    Attributes:
+      generator: the model, `generator(x [B, *event], t [B])` as a process takes it; `Bootstrap` puts the
+        average of its own in the place of None.
+      tokens: the proposal of all other parts; what it would do of the Gaussian ones must be the path's own
+        q_{r|t}, as it is with the proposals here.
+
+    Raises:
+      ValueError: in `prepare`, for a path with a Gaussian part and without a generator.
+    """
+
+    generator: ModelFn | None = None
+    tokens: Proposal = SharedReveal()
+
+    def __post_init__(self):
+        if self.generator is not None:
+            checks.function(self.generator, "generator")
+        checks.instance(self.tokens, Proposal, "tokens")
+
+    def prepare(self, path: Path, x_t: State, t: Array, r: Array) -> list[NormalKernel] | None:
+        """See `egm.typing.PreparedProposal`: the kernel of every Gaussian part."""
+        if not self.calls(path):
+            return None
+        if self.generator is None:
+            raise ValueError(
+                f"generator must be a function where a part of the path is Gaussian, got None: {path}"
+            )
+        rows = _leaves(path, x_t, self.generator(x_t, t), names=("x_t", "generator"))
+        return [_kernel(p, x, out, t, r) for p, x, out in rows if isinstance(p, GaussianPath)]
+
+    def calls(self, path: Path) -> int:
+        """How often `prepare` calls the generator: once if a part of the path is Gaussian, else never."""
+        return int(any(isinstance(p, GaussianPath) for p in _parts(path)))
+
+    def propose(self, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:
+        """See `egm.typing.PreparedProposal`."""
+        other = self.tokens.propose(draw, path, x_t, t, r)
+        if draw.context is None:
+            return other
+        kernels = iter(draw.context)
+        parts = [
+            _pairs(random.derive(jax.random.fold_in(draw.key, i), "guided"), p, next(kernels), draw)
+            if isinstance(p, GaussianPath)
+            else part
+            for i, (p, part) in enumerate(_leaves(path, other))
+        ]
+        return _rebuilt(path, iter(parts))
+
+    def log_weight(
+        self, path: Path, x_t: State, t: Array, x_r: State, r: Array, context: Any = None
+    ) -> Array:
+        """See `egm.typing.PreparedProposal`."""
+        total = self.tokens.log_weight(path, x_t, t, x_r, r)
+        if context is None:
+            return total
+        rows = [row for row in _leaves(path, x_t, x_r) if isinstance(row[0], GaussianPath)]
+        for (p, before, after), kernel in zip(rows, context, strict=True):
+            own = p.log_noising(before, t, after, r) - p.log_normalizer(before, t, r)[None]
+            total = total + own - _log_density(p, after, kernel)
+        return total
+
+
 def matched_probability(path: MaskedPath, t: Array, r: Array) -> Array:
     """(kappa_r - kappa_t)/(1 - kappa_t): the marginal's probability to reveal a masked site from t to r."""
     left = 1 - path.kappa(t)
@@ -127,13 +204,59 @@ def _int32(path: MaskedPath, x: Array) -> Array:
     return checks.tokens(x, path.vocab_size)
 
 
-def _leaves(path: Path, *states: State) -> list[tuple]:
+def _leaves(path: Path, *states: Any, names: tuple[str, ...] = ()) -> list[tuple]:
     """(path, part of each state) of the parts of a product, or of the path alone."""
     if not isinstance(path, ProductPath):
         return [(path, *states)]
-    paths = path.leaves_with(states[0])[0]
-    rows = zip(paths, *(path.leaves_with(s)[1] for s in states), strict=True)
-    return [leaf for p, *parts in rows for leaf in _leaves(p, *parts)]
+    names = names or ("state",) * len(states)
+    parts = (path.leaves_with(s, name)[1] for s, name in zip(states, names, strict=True))
+    rows = zip(path.leaves_with(path.paths)[0], *parts, strict=True)
+    return [leaf for p, *row in rows for leaf in _leaves(p, *row, names=names)]
+
+
+def _parts(path: Path) -> list[Path]:
+    """The paths of `_leaves`."""
+    if not isinstance(path, ProductPath):
+        return [path]
+    return [leaf for p in path.leaves_with(path.paths)[0] for leaf in _parts(p)]
+
+
+def _rebuilt(path: Path, parts: Iterator[State]) -> State:
+    """The state whose leaves come in the order of `_leaves`."""
+    if not isinstance(path, ProductPath):
+        return next(parts)
+    return path.unflatten(_rebuilt(p, parts) for p in path.leaves_with(path.paths)[0])
+
+
+def _kernel(path: GaussianPath, x: Array, out: Any, t: Array, r: Array) -> NormalKernel:
+    """The model's step from x by what it said there; q_{r|t} where that is not finite."""
+    mean, variance = DiffusionProcess(path).forward_kernel(x, lambda x, t: out, t, r)
+    scale, _, noise = (c.astype(mean.dtype)[:, None] for c in path.kernel(checks.wide(t), checks.wide(r)))
+    fits = jnp.all(jnp.isfinite(mean), axis=-1, keepdims=True)
+    fits = fits & jnp.all(jnp.isfinite(variance) & (variance > 0), axis=-1, keepdims=True)
+    return NormalKernel(
+        jnp.where(fits, mean, checks.wide(x) / scale), jnp.where(fits, variance, noise / scale**2)
+    )
+
+
+def _pairs(key: Key, path: GaussianPath, kernel: NormalKernel, draw: Draw) -> Array:
+    """[size, ...] normal states, those of the second half of the samples reflections of the first.
+
+    Half a number of samples apart: there `SharedReveal` has the same tokens where V and K are powers of two
+    and V^|S| <= K/2.
+    """
+    half = min(draw.num_samples, draw.size) // 2
+    noise = path.standard_normal(key, (draw.size - half, *kernel.mean.shape), kernel.mean.dtype)
+    noise = jnp.concatenate([noise[:half], -noise[:half], noise[half:]])
+    return kernel.mean[None] + jnp.sqrt(kernel.variance)[None] * noise
+
+
+def _log_density(path: GaussianPath, x: Array, kernel: NormalKernel) -> Array:
+    """[K, B] of x [K, B, D]."""
+    mean, variance = (jnp.broadcast_to(a[None], (x.shape[0], *a.shape)) for a in kernel)
+    if variance.shape[-1] == 1:
+        return path.normal_log_density(x, mean, variance[..., 0])
+    return jnp.sum(path.coordinate_log_density(x, mean, variance), axis=-1)
 
 
 def _each(tokens, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:

@@ -23,8 +23,10 @@ __all__ = [
     "EnergyWithSites",
     "Draw",
     "Estimate",
+    "EstimatingHead",
     "EvaluationCounts",
     "Horizon",
+    "PreparedProposal",
     "Proposal",
     "ProbingAlgorithm",
     "ProbingHead",
@@ -350,12 +352,14 @@ class Draw(NamedTuple):
       shared_key: the same for all blocks of an example.
       size: samples in a block; the last block may be cut.
       num_samples: K, the samples of the whole estimate.
+      context: this example's part of what the proposal's `prepare` returned.
     """
 
     key: Key
     shared_key: Key
     size: int
     num_samples: int
+    context: Any = None
 
 
 @runtime_checkable
@@ -368,6 +372,25 @@ class Proposal(Protocol):
 
     def log_weight(self, path: Path, x_t: State, t: Array, x_r: State, r: Array) -> Array:
         """[size, ...] log p_{t|r}(x_t | x_r) - log Z_{r|t}(x_t) - log q(x_r)."""
+        ...
+
+
+@runtime_checkable
+class PreparedProposal(Protocol):
+    """A proposal that looks at the whole batch once; what it found comes back with every call."""
+
+    def prepare(self, path: Path, x_t: State, t: Array, r: Array) -> Any:
+        """A pytree of [B, ...], or None."""
+        ...
+
+    def propose(self, draw: Draw, path: Path, x_t: State, t: Array, r: Array) -> State:
+        """As that of a `Proposal`, with this example's part of it in `draw.context`."""
+        ...
+
+    def log_weight(
+        self, path: Path, x_t: State, t: Array, x_r: State, r: Array, context: Any = None
+    ) -> Array:
+        """As that of a `Proposal`."""
         ...
 
 
@@ -633,6 +656,17 @@ class Head(Protocol):
 
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> HeadCounts:
         """Evaluations of E, a gradient being one."""
+        ...
+
+
+@runtime_checkable
+class EstimatingHead(Head, Protocol):
+    """A head that learns from the samples of an estimate more than their mean generator."""
+
+    def estimated_values(
+        self, output: PyTree, x_t: State, t: Array, energy: Energy | None
+    ) -> Callable[[State, Array], Any]:
+        """`values` for `egm.estimate`; their weighted mean is a target for `divergence`."""
         ...
 
 

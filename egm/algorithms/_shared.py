@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from egm import checks, losses
 from egm.estimators import check_chunk_size
-from egm.typing import Array, Estimate, ModelFn, Path
+from egm.typing import Array, Estimate, EstimatingHead, ModelFn, Path, State
 
 
 def check_fields(algorithm: Any, functions: tuple[str, ...]) -> None:
@@ -34,6 +36,15 @@ def with_skip(apply, params, skip, energy) -> ModelFn:
         return lambda x, t: apply(params, x, t)
     closed = skip(energy)
     return lambda x, t: apply(params, x, t) + closed(x, t)
+
+
+def estimated_values(head, output, x_t, t, energy) -> Callable[[State, Array], Any] | None:
+    """What `estimate` averages for a head that asks for more than conditional generators; None for others."""
+    if not isinstance(head, EstimatingHead):
+        return None
+    # `estimate` takes no time before `t_min` either.
+    t = jnp.maximum(t, head.path.t_min)
+    return head.estimated_values(jax.lax.stop_gradient(output), x_t, t, energy)
 
 
 def compare(head, target, output, x_t, t, energy) -> tuple[Array, dict[str, Array]]:

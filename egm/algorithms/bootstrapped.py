@@ -9,9 +9,27 @@ from typing import Any
 import jax.numpy as jnp
 
 from egm import bootstrap, checks, divergences, horizons, losses, proposals, random
-from egm.algorithms._shared import check_fields, check_samples, compare, estimate_metrics, with_skip
+from egm.algorithms._shared import (
+    check_fields,
+    check_samples,
+    compare,
+    estimate_metrics,
+    estimated_values,
+    with_skip,
+)
 from egm.estimators import estimate
-from egm.typing import Apply, Energy, EvaluationCounts, Head, Horizon, ModelFn, Path, Proposal, PyTree
+from egm.typing import (
+    Apply,
+    Energy,
+    EvaluationCounts,
+    Head,
+    Horizon,
+    ModelFn,
+    Path,
+    PreparedProposal,
+    Proposal,
+    PyTree,
+)
 
 __all__ = ["Bootstrap"]
 
@@ -22,7 +40,8 @@ class Bootstrap:
 
     Parameters are a dict {"generator": ..., "log_marginal": ...}; phi_r takes the target parameters,
     and -E where r = 1. `published` has the paper's settings; docs/algorithms.md says why the defaults
-    are others.
+    are others. A `ScoreHead` learns the variance of x_1 given x_t from the same samples
+    (`egm.typing.EstimatingHead`), which the default proposal draws by it.
 
     Attributes:
       path: the path.
@@ -35,7 +54,8 @@ class Bootstrap:
       skip: a closed form that is added to the network's g, `ModelFn = skip(energy)`, made of the
         annealed energy; `egm.networks.energy_log_marginal` is one.
       draws_by_weight: whether x_1 is drawn by path weight.
-      proposal: what draws the samples (`egm.proposals`); None for the path's own q_{r|t}.
+      proposal: what draws the samples (`egm.proposals`); None for the path's own q_{r|t}. A `Guided` one
+        without a generator follows this one's own, by the target parameters.
       divergence: of g's targets, `[B] = divergence(target, prediction)`: squared error has no bias where
         the target has no noise, `divergences.exponential` none where it has.
 
@@ -60,7 +80,7 @@ class Bootstrap:
     chunk_size: int | None = 1024
     skip: Callable[[Energy], ModelFn] | None = None
     draws_by_weight: bool = False
-    proposal: Proposal | None = proposals.SharedReveal()
+    proposal: Proposal | PreparedProposal | None = proposals.Guided()
     divergence: Callable[[Any, Any], Any] = divergences.squared_difference
 
     def __post_init__(self):
@@ -69,7 +89,7 @@ class Bootstrap:
         if not isinstance(self.step, Horizon):
             horizons.FixedStep(self.step)
         if self.proposal is not None:
-            checks.instance(self.proposal, Proposal, "proposal")
+            checks.instance(self.proposal, Proposal | PreparedProposal, "proposal")
 
     @classmethod
     def published(cls, path: Path, head: Head, apply: Apply, apply_log_marginal: Apply, **fields: Any):
@@ -82,11 +102,19 @@ class Bootstrap:
     def energy_evaluations(self, energy: Energy, event_shape: Any) -> EvaluationCounts:
         """K a training example, an upper bound: most have r < 1; and those of the head."""
         generator, _ = self.head.energy_evaluations(energy, event_shape)
-        return EvaluationCounts(0, generator, generator + self.num_samples)
+        following = self._following
+        calls = 1 if following is None else 1 + following.calls(self.path)
+        return EvaluationCounts(0, generator, calls * generator + self.num_samples)
 
     def generator(self, params: PyTree, energy: Energy) -> ModelFn:
         """See `Algorithm`."""
         return lambda x, t: self.head.generator(self.apply(params["generator"], x, t), x, t, energy)
+
+    @property
+    def _following(self) -> proposals.Guided | None:
+        """The proposal, if it is to be guided by this algorithm's own generator."""
+        found = self.proposal
+        return found if isinstance(found, proposals.Guided) and found.generator is None else None
 
     def loss(self, keys, params, target_params, x_1, t, energy):
         """See `Algorithm`."""
@@ -96,6 +124,10 @@ class Bootstrap:
         def g(p):
             return with_skip(self.apply_log_marginal, p["log_marginal"], self.skip, energy)
 
+        proposal, following = self.proposal, self._following
+        if following is not None:
+            proposal = dataclasses.replace(following, generator=self.generator(target_params, energy))
+        output = self.apply(params["generator"], x_t, t)
         horizon = self.step if isinstance(self.step, Horizon) else horizons.FixedStep(self.step)
         est = estimate(
             k_estimate,
@@ -106,9 +138,9 @@ class Bootstrap:
             horizon.look_ahead(self.path, x_t, t),
             num_samples=self.num_samples,
             chunk_size=self.chunk_size,
-            proposal=self.proposal,
+            proposal=proposal,
+            values=estimated_values(self.head, output, x_t, t, energy),
         )
-        output = self.apply(params["generator"], x_t, t)
         generator_loss, metrics = compare(self.head, est, output, x_t, t, energy)
         target = est.log_marginal - self.path.log_normalizer(x_t, t, jnp.ones_like(t))
         prediction = g(params)(x_t, t)

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from egm import bootstrap, random
-from egm.algorithms._shared import check_fields, check_samples, compare, estimate_metrics
+from egm.algorithms._shared import check_fields, check_samples, compare, estimate_metrics, estimated_values
 from egm.estimators import estimate
 from egm.typing import Apply, Energy, EvaluationCounts, Head, ModelFn, Path, PyTree
 
@@ -16,6 +16,8 @@ __all__ = ["Naive"]
 @dataclasses.dataclass(frozen=True)
 class Naive:
     """Naive EGM: the generator regresses on its SNIS estimate from uniform proposals at r = 1.
+
+    A `ScoreHead` learns from the same samples the variance of x_1 given x_t (`egm.typing.EstimatingHead`).
 
     Attributes:
       path: the path.
@@ -61,6 +63,7 @@ class Naive:
         del target_params
         k_noise, k_estimate = random.split(keys)
         x_t = random.per_example(self.path.sample, k_noise, x_1, t)
+        output = self.apply(params, x_t, t)
         est = estimate(
             k_estimate,
             self.path,
@@ -70,7 +73,7 @@ class Naive:
             1.0,
             num_samples=self.num_samples,
             chunk_size=self.chunk_size,
+            values=estimated_values(self.head, output, x_t, t, energy),
         )
-        output = self.apply(params, x_t, t)
         loss, metrics = compare(self.head, est, output, x_t, t, energy)
         return loss, metrics | estimate_metrics(est)

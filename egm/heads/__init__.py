@@ -11,11 +11,12 @@ from egm.heads.denoiser import DenoiserHead
 from egm.heads.mixture import MixtureHead, MixtureTarget
 from egm.heads.normals import Noised, NormalMixture
 from egm.heads.product import ProductHead
-from egm.heads.score import ConditionalScore, ScoreHead
+from egm.heads.score import ConditionalScore, EstimatedScore, ScoreHead
 
 __all__ = [
     "ConditionalScore",
     "DenoiserHead",
+    "EstimatedScore",
     "MixtureHead",
     "MixtureTarget",
     "Noised",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 
 from egm import checks
 from egm.paths.product import ProductPath
-from egm.typing import Array, Energy, HeadCounts, PyTree, State
+from egm.typing import Array, Energy, EstimatingHead, HeadCounts, PyTree, State
 
 __all__ = ["ProductHead"]
 
@@ -67,6 +69,23 @@ class ProductHead:
             leaf = None if energy is None else _LeafEnergy(energy, self._treedef, tuple(parts_1), i)
             found.append(head.conditional_target(parts_1[i], parts_t[i], t, leaf))
         return self._treedef.unflatten(found)
+
+    def estimated_values(
+        self, output: PyTree, x_t: State, t: Array, energy: Energy | None = None
+    ) -> Callable[[State, Array], PyTree]:
+        """The pytree of what the leaves ask for, of the others' their conditional generators."""
+        leaves = [
+            head.estimated_values(out, x, t, leaf)
+            if isinstance(head, EstimatingHead)
+            else functools.partial(head.path.conditional_generator, x, t)
+            for head, out, x, leaf in self._each(output, x_t, t, energy, jax.lax.stop_gradient)
+        ]
+
+        def values(x_r: State, r: Array) -> PyTree:
+            parts = zip(leaves, self._parts(x_r, "x_r"), strict=True)
+            return self._treedef.unflatten([leaf(part, r) for leaf, part in parts])
+
+        return values
 
     def differentiable(self, x_1: State, x_t: State, t: Array, energy: Energy) -> Array:
         """Whether the targets of all leaves may use the energy's gradient: a scalar bool."""

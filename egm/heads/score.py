@@ -20,7 +20,16 @@ from egm.heads.normals import NormalMixture
 from egm.paths.gaussian import GaussianPath
 from egm.typing import Array, Energy, Gaussian, HeadCounts
 
-__all__ = ["ConditionalScore", "Level", "ScoreHead", "clipped", "level_at", "normal_score", "untrained"]
+__all__ = [
+    "ConditionalScore",
+    "EstimatedScore",
+    "Level",
+    "ScoreHead",
+    "clipped",
+    "level_at",
+    "normal_score",
+    "untrained",
+]
 
 _MOST = 10.0
 """The skip's bracket is cut at this multiple of sqrt(D)."""
@@ -39,6 +48,25 @@ class ConditionalScore(NamedTuple):
     score: Array
     x_1: Array
     weight: Array | None = None
+
+
+class EstimatedScore(NamedTuple):
+    """What an estimate says of the marginal at (x_t, t): weighted means over its samples x_r.
+
+    With s_k the score of p_{t|r}(. | x_r^k) at x_t and s the model's, sigma_t^4 E (s_k - s)^2 is
+    `beside` + alpha_t^2 E[(x_1 - m)^2 | x_t] at any r, m the model's own mean of x_1: the posterior
+    variance, where m is right.
+
+    Attributes:
+      score: [B, D] the mean of s_k.
+      square: [B, D] the mean of sigma_t^4 (s_k - s)^2.
+      beside: [B, 1] sigma_t^2 (sigma_t^2 - v)/v, v the variance of p_{t|r}: what x_r leaves open of x_1. On
+        a subspace its dimension over D of that.
+    """
+
+    score: Array
+    square: Array
+    beside: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +177,30 @@ class ScoreHead:
             share = jnp.where(smooth, 1.0, share)
         return ConditionalScore(score, x_1, share)
 
+    def estimated_values(
+        self, output: Array, x_t: Array, t: Array, energy: Energy | None = None
+    ) -> Callable[[Array, Array], Any]:
+        """What `egm.estimate` averages for this head: of each x_r an `EstimatedScore`.
+
+        With angles, which have no variance of x_1, the velocity alone.
+        """
+        if not self._learns_variance(x_t):
+            return lambda x_r, r: self.path.conditional_generator(x_t, t, x_r, r)
+        x_t = checks.wide(x_t)
+        level = self._level(t, x_t)
+        own = self._normalised(output, x_t, level, energy) / level.spread
+        # A coordinate of isotropic noise on a subspace has less variance than one of the whole space.
+        share = self._dimension(x_t) / x_t.shape[-1]
+
+        def values(x_r: Array, r: Array) -> EstimatedScore:
+            score = self.path.conditional_score(x_t, t, x_r, r)
+            times = (checks.wide(c) for c in checks.time_pair(t, r, x_t.shape[:1]))
+            left = self._left_open(*times).astype(x_t.dtype)[:, None]
+            square = jnp.square(level.variance[None] * (score - own[None]))
+            return EstimatedScore(score, square, jnp.broadcast_to(share * left, (*score.shape[:-1], 1)))
+
+        return values
+
     def differentiable(self, x_1: Array, x_t: Array, t: Array, energy: Energy) -> Array:
         """Whether conditional targets may use grad E: a scalar bool, by what E says of itself or a probe.
 
@@ -172,7 +224,7 @@ class ScoreHead:
 
     def divergence(
         self,
-        target: Array | ConditionalScore,
+        target: Array | ConditionalScore | EstimatedScore,
         output: Array,
         x_t: Array,
         t: Array,
@@ -183,22 +235,31 @@ class ScoreHead:
         A conditional target may bring a weight for the first: sigma^2 / b^2 where it is the noise alone.
 
         The variance's is the Itakura-Saito divergence from the squared residual of x_1, whose minimiser
-        is the mean square around the model's own posterior mean (its error included).
+        is the mean square around the model's own posterior mean (its error included). Of an
+        `EstimatedScore` it is the same of that mean square, with what x_r leaves open added on both sides.
 
         Args:
-          target: velocities [B, D] (an `Estimate`'s) or a `ConditionalScore`.
+          target: velocities [B, D], an `EstimatedScore` (both of an `Estimate`) or a `ConditionalScore`.
           output: [B, D, 2]. x_t: [B, D]. t: [B]. energy: E or None, as for `generator`.
         """
         level = self._level(t, x_t)
         prediction = self._normalised(output, x_t, level, energy)
         wanted, _ = self._target(target, x_t, t, level)
         loss = divergences.squared_error(wanted, prediction) / self._dimension(x_t)
+        base = level.alpha**2 * self._base_variance(level, x_t)
+        if isinstance(target, EstimatedScore):
+            beside = jax.lax.stop_gradient(target.beside)
+            total = base + beside
+            # Nothing is left to learn at t = 1.
+            known = jnp.where(total > 0, total, 1.0)
+            ratio = jnp.where(total > 0, target.square / known, 1.0)
+            log_ratio = jnp.log1p(base / known * jnp.expm1(_log_factor(output)))
+            return loss + divergences.itakura_saito(ratio, log_ratio) / x_t.shape[-1]
         if not isinstance(target, ConditionalScore):
             return loss
         if target.weight is not None:
             loss = loss * target.weight
         residual = level.alpha * target.x_1 - x_t - level.variance / level.spread * prediction
-        base = level.alpha**2 * self._base_variance(level, x_t)
         # At t = 1 there is nothing to learn: no variance is left.
         ratio = jnp.where(base > 0, residual**2 / jnp.where(base > 0, base, 1.0), 1.0)
         return loss + divergences.itakura_saito(ratio, _log_factor(output)) / x_t.shape[-1]
@@ -272,7 +333,7 @@ class ScoreHead:
 
     def _target(self, target, x, t, level):
         """(b times the target score [B, D], whether it was cut [B])."""
-        if isinstance(target, ConditionalScore):
+        if isinstance(target, ConditionalScore | EstimatedScore):
             score = target.score
         else:
             # No estimate is valid at t = 1, where the linear path's velocity does not tell the score.
@@ -283,6 +344,14 @@ class ScoreHead:
         if limit is None:
             return normalised, jnp.zeros(normalised.shape[0], bool)
         return clipped(normalised, limit, self._dimension(normalised))
+
+    def _left_open(self, t, r):
+        """[B] sigma_t^2 (sigma_t^2 - v)/v: 0 at r = 1, infinite as r comes to t."""
+        kernel = self.path.kernel(t, r)
+        return self.path.variance(t) * kernel.scale**2 * self.path.variance(r) / kernel.variance
+
+    def _learns_variance(self, x):
+        return bool(np.all(np.asarray(self.path.confinement(x.shape[-1])) == 1))
 
     def _dimension(self, x):
         return self.path.dimension(x.shape[-1])

@@ -19,10 +19,10 @@ from egm.paths.gaussian import GaussianPath
 from egm.processes import _gaussian
 from egm.typing import Array, Key, ModelFn
 
-__all__ = ["DiffusionProcess"]
+__all__ = ["DiffusionProcess", "NormalKernel"]
 
 
-class _Kernel(NamedTuple):
+class NormalKernel(NamedTuple):
     """N(mean, variance): mean [N, D], variance [N, 1] or [N, D]."""
 
     mean: Array
@@ -134,6 +134,11 @@ class DiffusionProcess:
         x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")
         return self._draw(_keys(key, x_t), self._forward(x_t, generator, t, r))
 
+    def forward_kernel(self, x_t: Array, generator: ModelFn, t: Array, r: Array) -> NormalKernel:
+        """The normal distribution of `step`'s x_r."""
+        x_t, t, r = _gaussian.prepare(self.path, x_t, t, r, "x_t")
+        return self._forward(x_t, generator, t, r)
+
     def log_kernels(
         self, x_t: Array, x_r: Array, before: ModelFn, after: ModelFn, t: Array, r: Array
     ) -> tuple[Array, Array]:
@@ -175,7 +180,7 @@ class DiffusionProcess:
         out, pair = _gaussian.model(self.path, generator, x, t), self._pair(x, t, r)
         mean = pair.on_data * _gaussian.denoised(self.path, out, x, t) + pair.on_state * x
         spread = _gaussian.posterior(self.path, out, x, t, self._scale)
-        return _Kernel(self.path.project(mean), pair.known + pair.on_data**2 * spread)
+        return NormalKernel(self.path.project(mean), pair.known + pair.on_data**2 * spread)
 
     def _backward(self, x, generator, t, r):
         out, pair = _gaussian.model(self.path, generator, x, r), self._pair(x, t, r)
@@ -183,7 +188,7 @@ class DiffusionProcess:
         # A score may be infinite where it does not count.
         mean = pair.back_state * x + jnp.where(pair.back_score == 0, 0.0, push)
         spread = _gaussian.posterior(self.path, out, x, r, self._scale)
-        return _Kernel(self.path.project(mean), pair.back_known + pair.back_data**2 * spread)
+        return NormalKernel(self.path.project(mean), pair.back_known + pair.back_data**2 * spread)
 
     def _draw(self, keys, kernel):
         def one(key, mean, variance):
