@@ -277,7 +277,7 @@ def test_moved_states_stay_distributed_as_the_target():
         return -jax.nn.logsumexp(logits - 0.5 * (x - means[None]) ** 2, axis=-1)
 
     k_part, k_noise, k_move = jax.random.split(jax.random.key(0), 3)
-    n = 4096
+    n = 1024
     part = jax.random.bernoulli(k_part, 0.7, (n, 1))
     x = means[part.astype(int)] + jax.random.normal(k_noise, (n, 1))
     start = Moments(jnp.zeros(1), jnp.full(1, 4.0))
