@@ -47,11 +47,18 @@ def named_files(words):
 PYTHON = blocks(TEXT, "python") or [None]
 
 
+SHORTER = {"iterations=12": "iterations=2", "steps=800": "steps=200"}
+"""The programs train for a minute; that they run is seen from less."""
+
+
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("index", range(len(PYTHON)))
-def test_python_block_runs(index, tmp_path, monkeypatch):
+def test_python_block_runs(index, short, tmp_path, monkeypatch):
     assert PYTHON[index] is not None, f"{README} is missing or shows no ```python block"
     line, code = PYTHON[index]
     monkeypatch.chdir(tmp_path)
+    for whole, less in SHORTER.items() if short else ():
+        code = code.replace(whole, less)
     # Blank lines in front, so that a traceback shows the README's own line numbers.
     program = compile("\n" * (line - 1) + code, str(README), "exec")
     # A reader has jax's default, not the strict setting of conftest.py.
