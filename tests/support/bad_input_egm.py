@@ -723,6 +723,7 @@ EXCLUDED = {
     "egm.fitting": "its own table of bad input: tests/egm/test_fit.py",
     "egm.moves": "called with states and energies that others have checked: tests/egm/test_moves.py",
     "egm.rejuvenation": "called by a step of make_iteration, which checks",
+    "egm.scales.as_argument": "called by find_length and the pilot, which check",
     "egm.scales.find_length": "called by find_scales and the pilot, which check",
     "egm.refinement": "its own table of bad input: tests/egm/test_fit.py",
     "egm.curves": "energies and layouts that fit has checked: tests/egm/test_fit.py",
