@@ -116,7 +116,7 @@ class _Places:
 
     def __init__(self, energy: Energy, linear: Coordinates, module: transport.CouplingMap):
         self.linear, layout = linear, linear.layout
-        self._energy, self._module = energy, module
+        self._energy = energy
         unit = Moments(jnp.zeros(layout.num_coordinates), jnp.ones(layout.num_coordinates))
 
         def coordinates(params):

@@ -365,7 +365,7 @@ class _Training:
             return None, {}, _NO_TIME
         params = self._start(k_params)
         say.phase("compiling the training step")
-        rate, since, done, count = 2e-3, 0, 0, 0
+        rate, since, done, count, rising = 2e-3, 0, 0, 0, False
         optimizer = _adam()
         init, several = self._steps(k_train, optimizer)
         state = init(params, self._held)
@@ -382,7 +382,8 @@ class _Training:
                 say.phase(f"step {done}: held-out {score:.4f} (mixture {self._base_score:.4f})")
                 if callback is not None:
                     callback(values)
-                if score > best.score + 1e-4:
+                rising = score > best.score + 1e-4
+                if rising:
                     best, since = _Look(jax.device_get(state.train.ema_params), score), 0
                 else:
                     since += 1
@@ -393,9 +394,10 @@ class _Training:
                     rate, since = rate / 4, 0
                     if best.params is not None:
                         state = state._replace(train=training.init_train_state(best.params, optimizer))
-            else:
-                if time.time() >= until:
-                    stopped = "" if count and since else _NO_TIME if not count else _STILL_RISING
+            if not count:
+                stopped = _NO_TIME
+            elif rising and time.time() >= until:
+                stopped = _STILL_RISING
         except KeyboardInterrupt:
             stopped = "interrupted"
         return best.params, {k: np.asarray(v) for k, v in history.items()}, stopped
