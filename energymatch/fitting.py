@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -20,23 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from egm import checks, modules, random, training
+from egm import checks, metrics, modules, random, training
 from egm.typing import Array, Key
-from energymatch import _frames, couplings, losses, matching, preprocessing
-from energymatch.likelihood import MixturePrior, log_partition, log_partition_upper, mixture_fit
-from energymatch.model import EnergyModel, Whitening, log_partition_of, network_of
+from energymatch import _frames, _mixtures, couplings, losses, matching, preprocessing
+from energymatch.likelihood import log_partition, log_partition_upper
+from energymatch.model import EnergyModel, log_partition_of, network_of
 from energymatch.negatives import Proposed
 from energymatch.networks import MLPPotential
 
 __all__ = ["fit"]
 
 _HELD_OUT = 0.1
-_FOLDS = 5
-_MOST_KERNELS = 1000
-_MOST_FOLDED = 1500
-_SHRINK = (0.0, 1e-5, 1e-4, 1e-3, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 1.0)
-_MOST_WIDTHS = 12
-"""Of wide normals, the widest 4^11 times as wide as the first."""
 _BATCH = 256
 _STEPS = 200
 """Gradient steps between two looks at the held-out part."""
@@ -104,18 +98,20 @@ def fit(
     noise = _noise(table)
     k_split, k_noise, k_base, k_params, k_train, k_z, k_bound = random.split(key, 7)
     order = np.random.default_rng(np.asarray(jax.random.key_data(k_split))).permutation(len(table))
+    # A row far out is never held out: nothing could be said of it, and its log-density would be the score.
+    order = order[np.argsort(~_mixtures.ordinary(table[order]), kind="stable")]
     table = table[order]
     rng = np.random.default_rng(np.asarray(jax.random.key_data(k_noise)))
     table_noisy = table + noise * rng.normal(size=table.shape)
     num_held = max(5, round(_HELD_OUT * len(table)))
-    shrink = _shrinkage(table_noisy[num_held:])
-    whitening = _whitening(table_noisy[num_held:], shrink)
+    shrink = _mixtures.shrinkage(table_noisy[num_held:])
+    whitening = _mixtures.whitening_of(table_noisy[num_held:], shrink)
     z_all = np.asarray(whitening.apply(jnp.asarray(table_noisy, float)), np.float64)
     held, train = z_all[:num_held], z_all[num_held:]
 
     say.phase("choosing a mixture by cross-validation")
-    kind = _choose_base(k_base, table_noisy[num_held:], shrink)
-    base = _base_of(k_base, train, kind, shrink)
+    kind = _mixtures.choose(k_base, table_noisy[num_held:], shrink, began + 0.2 * seconds)
+    base = _mixtures.mixture_of(k_base, train, kind, shrink)
     say.phase(f"{kind}: {base.log_weights.size} components")
     net = _network(train.shape) if module is None else network if _is_mlp(network) else module
     base_score = float(np.mean(np.asarray(base.log_density(jnp.asarray(held, float)))))
@@ -123,7 +119,7 @@ def fit(
     params, history, stopped = trained.run(k_params, k_train, began + 0.8 * seconds, steps, callback, say)
     if params is None:
         # Nothing was held back from the mixture where the network is left out.
-        base = _base_of(k_base, z_all, kind, shrink)
+        base = _mixtures.mixture_of(k_base, z_all, kind, shrink)
     model = EnergyModel(event, whitening, base, net, params, noise=noise, history=history, columns=columns)
     return _finished(k_z, k_bound, model, held, base_score, stopped, began, say)
 
@@ -157,7 +153,7 @@ def _table(data: Any, columns: tuple[str, ...] | None = None) -> tuple[np.ndarra
             f"{_frames.label(columns, column)} and {len(bad)} such cells in all: drop those rows, or fit to "
             "the others and `impute` these"
         )
-    report = preprocessing.check_columns(table, columns)
+    report = preprocessing.check_columns(table[_mixtures.ordinary(table)], columns)
     broken = [*report.constant, *report.dependent]
     if known.ndim == 2 and broken:
         told = [p for p in report.problems if "constant" in p or "copy of" in p or "linear in" in p]
@@ -167,159 +163,12 @@ def _table(data: Any, columns: tuple[str, ...] | None = None) -> tuple[np.ndarra
 
 def _noise(table: np.ndarray) -> np.ndarray:
     """[D] standard deviations of the noise for columns of few values, 0 for others."""
+    table = table[_mixtures.ordinary(table)]
     report = preprocessing.check_columns(table)
     scales = np.asarray(preprocessing.noise_scales(table), np.float64).reshape(-1)
     bare = np.zeros(table.shape[1], bool)
     bare[[*report.discrete, *report.constant, *report.dependent]] = True
     return np.where(bare, scales, 0.0)
-
-
-def _whitening(x: np.ndarray, shrink: float | None = None) -> Whitening:
-    """By the covariance of standardised columns, drawn towards 1 by the share `shrink`; None to choose it.
-
-    Of few rows the covariance is 0 in directions in which the next row is not.
-    """
-    shrink = _shrinkage(x) if shrink is None else shrink
-    deviation, values, vectors = _axes_of(x)
-    width = np.sqrt(_shrunk(values, shrink))
-    root = (width[:, None] * vectors.T) * deviation
-    inverse = (vectors / width) / deviation[:, None]
-    return Whitening(x.mean(axis=0), root, inverse, float(np.sum(np.log(width)) + np.sum(np.log(deviation))))
-
-
-def _axes_of(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(deviations [D], 1 for constants; eigenvalues and -vectors of the correlations)."""
-    deviation = x.std(axis=0)
-    deviation = np.where(deviation > 0, deviation, 1.0)
-    standard = (x - x.mean(axis=0)) / deviation
-    values, vectors = np.linalg.eigh(np.cov(standard.T, bias=True).reshape(x.shape[1], x.shape[1]))
-    return deviation, values, vectors
-
-
-def _shrunk(values: np.ndarray, shrink: float) -> np.ndarray:
-    """Eigenvalues drawn towards 1, none below 1e-6 of the largest."""
-    return np.maximum((1 - shrink) * values + shrink, 1e-6 * values.max())
-
-
-def _shrinkage(x: np.ndarray) -> float:
-    """The share in `_SHRINK` under which one normal gives rows left out the best log-density."""
-    part = x[:_MOST_FOLDED]
-    total = np.zeros(len(_SHRINK))
-    for rest, out in _folds(len(part)):
-        deviation, values, vectors = _axes_of(part[rest])
-        square = np.square((part[out] - part[rest].mean(axis=0)) / deviation @ vectors)
-        for i, shrink in enumerate(_SHRINK):
-            variance = _shrunk(values, shrink)
-            far = square @ (1 / variance)
-            # A few rows far out say nothing of the covariance, and would decide.
-            total[i] -= np.mean(np.minimum(far, np.quantile(far, 0.9))) + np.sum(np.log(variance))
-    return float(_SHRINK[np.argmax(total)])
-
-
-def _folds(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(which rows remain, which are left out) of each fold; one of many rows is enough."""
-    fold = np.arange(count) % _FOLDS
-    for i in range(_FOLDS if count < _MOST_FOLDED else 1):
-        yield fold != i, fold == i
-
-
-# The mixture.
-
-
-def _choose_base(key: Key, x: np.ndarray, shrink: float) -> str:
-    """The kind of mixture with the best log-density over folds of x, each in its own whitened coordinates."""
-    part = x[:_MOST_FOLDED]
-    # Where there are many examples the network tells more than one kernel for each, at less cost.
-    kinds = ("one normal", "normals", "kernels") if len(x) <= _MOST_KERNELS else ("one normal", "normals")
-    scores: dict[str, list[np.ndarray]] = {kind: [] for kind in kinds}
-    for rest, out in _folds(len(part)):
-        whitening = _whitening(part[rest], shrink)
-        inside, outside = (
-            np.asarray(whitening.apply(jnp.asarray(part[rows], float)), np.float64) for rows in (rest, out)
-        )
-        for kind, found in scores.items():
-            score = np.asarray(
-                _base_of(key, inside, kind, shrink).log_density(jnp.asarray(outside, float)), np.float64
-            )
-            found.append(np.where(np.isfinite(score), score, -1e6))
-    return max(kinds, key=lambda kind: np.mean(np.concatenate(scores[kind])))
-
-
-def _base_of(key: Key, z: np.ndarray, kind: str, shrink: float) -> MixturePrior:
-    """A mixture of this kind with a little of a wide normal, so that it covers what the data do not show."""
-    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    n, dim = z.shape
-    center, spread = z.mean(axis=0), np.eye(dim)
-    if shrink == 0:  # else that of z is 0 in some directions, and 1 is what folds found best
-        spread = np.cov(z.T, bias=True).reshape(dim, dim)
-        # Ledoit and Wolf's idea with a fixed target: few examples, a covariance nearer to its diagonal.
-        share = min(0.5, dim / n / 2)
-        spread = (1 - share) * spread + share * np.diag(np.diag(spread))
-    if kind == "one normal":
-        weights, means, covariances = np.ones(1), center[None], spread[None]
-    elif kind == "normals":
-        found = mixture_fit.fit(rng, z[:4000], n >= 10 * dim and dim <= 32, 32, 1e-3, 0.02)
-        weights, means = found.counts / found.counts.sum(), found.mean
-        covariances = found.covariance
-        if covariances.ndim == 2:
-            covariances = covariances[:, :, None] * np.eye(dim)
-        # A component of fewer examples than dimensions has no covariance of its own in some directions.
-        share = np.minimum(dim / np.maximum(found.counts, 1.0), 1.0)
-        covariances = covariances + 0.1 * share[:, None, None] * spread
-    else:
-        means = z if n <= _MOST_KERNELS else z[rng.choice(n, _MOST_KERNELS, replace=False)]
-        width = _bandwidth(rng, z, means)
-        weights = np.ones(len(means))
-        covariances = np.broadcast_to(width**2 * np.eye(dim), (len(means), dim, dim))
-    farthest = np.abs(z - center).max()
-    return _mixture(weights, means, covariances, center, farthest)
-
-
-def _mixture(weights, means, covariances, center, farthest: float, wide: float = 0.01) -> MixturePrior:
-    """With a share `wide` of a normal twice as wide as the data, and wider ones before it for outliers."""
-    dim = means.shape[1]
-    # Until the farthest row is three widths off.
-    widths = [2.0]
-    while 3 * widths[0] < farthest and len(widths) < _MOST_WIDTHS:
-        widths.insert(0, 4 * widths[0])
-    shares = np.full(len(widths), 0.3 * wide)
-    shares[-1] = wide
-    weights = np.append((1 - shares.sum()) * weights / weights.sum(), shares)
-    means = np.concatenate([means, np.broadcast_to(center, (len(widths), dim))])
-    covariances = np.concatenate([covariances, np.square(widths)[:, None, None] * np.eye(dim)])
-    if np.allclose(covariances[:-1], covariances[:1] * 0 + np.eye(dim)[None] * covariances[:-1, :1, :1]):
-        # Kernels: standard deviations alone, and a round wide normal.
-        scale = np.sqrt(np.einsum("kii->ki", covariances))
-        inverse = 1 / scale
-    else:
-        scale = np.linalg.cholesky(covariances + 1e-9 * np.eye(dim))
-        inverse = np.linalg.inv(scale)
-    return MixturePrior(*(jnp.asarray(a, jnp.float32) for a in (np.log(weights), means, scale, inverse)))
-
-
-def _broader(base: MixturePrior, share: float = 0.2) -> MixturePrior:
-    """The mixture with more of its wide normal, the last one: where data are none, negatives must not be few.
-
-    With a hundredth of them there, what the network makes of the outskirts held a tenth of the mass.
-    """
-    weights = jnp.exp(base.log_weights)
-    weights = weights * (1 - share) / (1 - weights[-1])
-    return base._replace(log_weights=jnp.log(weights.at[-1].set(share)))
-
-
-def _bandwidth(rng: np.random.Generator, z: np.ndarray, means: np.ndarray) -> float:
-    """The kernel width with the best log-density of points left out."""
-    probe = z if len(z) <= 1000 else z[rng.choice(len(z), 1000, replace=False)]
-    square = np.sum(probe**2, 1)[:, None] + np.sum(means**2, 1)[None] - 2 * probe @ means.T
-    square = np.where(square < 1e-9, np.inf, square)  # not itself
-    dim, best, width = z.shape[1], -np.inf, 1.0
-    for h in np.geomspace(0.01, 1.5, 40):
-        terms = -0.5 * square / h**2
-        peak = terms.max(axis=1)
-        score = np.mean(peak + np.log(np.mean(np.exp(terms - peak[:, None]), axis=1))) - dim * np.log(h)
-        if score > best:
-            best, width = score, h
-    return float(width)
 
 
 def _is_mlp(network: Any) -> bool:
@@ -379,7 +228,8 @@ class _Training:
                 values = {"steps": float(done), "held_out": score, "loss": float(info["loss"])}
                 for name in history:
                     history[name].append(values[name])
-                say.phase(f"step {done}: held-out {score:.4f} (mixture {self._base_score:.4f})")
+                told = f"{score:.4f}" if np.isfinite(score) else "not known, so far is it from the mixture's"
+                say.phase(f"step {done}: held-out {told} (mixture {self._base_score:.4f})")
                 if callback is not None:
                     callback(values)
                 rising = score > best.score + 1e-4
@@ -406,7 +256,7 @@ class _Training:
         """(init, several steps in one call) of Energy Matching with the mixture's draws as negatives."""
         config = matching.MatchingConfig(
             epsilon_max=1.0,
-            negatives=Proposed(_broader(self._base), 4 * self._batch),
+            negatives=Proposed(_mixtures.broader(self._base), 4 * self._batch),
             gate=losses.energy_gate,
         )
         init, step = matching.make_matching(self.potential, optimizer, config, ema_decay=0.99)
@@ -446,13 +296,17 @@ class _Training:
 
     @functools.cached_property
     def _score(self):
-        """Mean held-out log-density in whitened coordinates."""
+        """Mean held-out log-density in whitened coordinates; -inf where the weights do not tell log Z.
+
+        Too few draws where the model is make log Z too low: the farther it has left the mixture, the better
+        it would seem.
+        """
 
         @jax.jit
         def score(key, params):
-            f = self._net.apply(params, self._base.sample(key, _NUM_Z))
-            log_z = jax.nn.logsumexp(-f) - np.log(_NUM_Z)
-            return jnp.mean(-self.potential(params, self._held)) - log_z
+            found = metrics.summarize(-self._net.apply(params, self._base.sample(key, _NUM_Z)))
+            value = jnp.mean(-self.potential(params, self._held)) - found.log_z
+            return jnp.where(jnp.isfinite(found.log_z_error), value, -jnp.inf)
 
         return score
 

@@ -26,9 +26,9 @@ from energymatch import _frames, curvature, langevin, posterior
 from energymatch.likelihood import MixturePrior
 from energymatch.networks import MLPPotential
 
-__all__ = ["EnergyModel", "Whitening", "log_partition_of", "network_of", "waves"]
+__all__ = ["EnergyModel", "Whitening", "bent", "log_partition_of", "network_of", "waves"]
 
-VERSION = 1
+VERSION = 2
 """Of the format of saved models."""
 
 _MOST_DRAWS = 8
@@ -63,13 +63,18 @@ class Whitening(NamedTuple):
 
 def network_of(dim: int, width: int, depth: int = 3) -> MLPPotential:
     """The network of a table of D columns; in few dimensions it sees waves as well, for thin structures."""
-    return MLPPotential(width=width, depth=depth, features=waves if dim <= 4 else None)
+    return MLPPotential(width=width, depth=depth, features=waves if dim <= 4 else bent)
 
 
 def waves(z: Array) -> Array:
-    """[N, 11 D] z with sines and cosines of it at frequencies 1, 2, 4, 8 and 16."""
+    """[N, 11 D] `bent` z with sines and cosines of z at frequencies 1, 2, 4, 8 and 16."""
     angles = jnp.concatenate([z * 2.0**k for k in range(5)], axis=1)
-    return jnp.concatenate([z, jnp.sin(angles), jnp.cos(angles)], axis=1)
+    return jnp.concatenate([bent(z), jnp.sin(angles), jnp.cos(angles)], axis=1)
+
+
+def bent(z: Array) -> Array:
+    """[N, D] z among the data, its logarithm far out: what a network adds must not grow there as z does."""
+    return 10.0 * jnp.arcsinh(z / 10.0)
 
 
 class EnergyModel:

@@ -66,6 +66,7 @@ LAYERS = [
     ["energymatch.networks"],
     ["energymatch.convert"],
     ["energymatch.model"],
+    ["energymatch._mixtures"],
     ["energymatch.fitting"],
     ["energymatch", "energymatch.estimator"],
 ]

@@ -19,6 +19,7 @@ import numpy as np
 
 __all__ = [
     "BACKGROUND_WIDTH",
+    "FEW",
     "LONG",
     "Mixture",
     "NUM_STARTS",
@@ -46,6 +47,10 @@ SURE = 2.0
 
 NUM_STARTS = 4
 """Starts of a size; the likelihood of the data fitted after SHORT iterations of EM picks one."""
+
+
+FEW = 4
+"""Components up to which one more start has them in shells about the median."""
 
 
 SHORT, LONG = 8, 60
@@ -119,9 +124,12 @@ def _is_better(log_p: np.ndarray, than: np.ndarray) -> bool:
 def _best_start(rng, x, num, full, floor, background) -> Mixture:
     if num == 1:
         return _whole(x, full)
+    starts = [_seeds(rng, x, num) for _ in range(NUM_STARTS)]
+    if num <= FEW:
+        starts.append(_shells(x, num))
     found = []
-    for _ in range(NUM_STARTS):
-        mixture = _maximise(x, _one_hot(_seeds(rng, x, num)), full, floor)
+    for labels in starts:
+        mixture = _maximise(x, _one_hot(labels), full, floor)
         found.append(_em(x, mixture, full, floor, background, SHORT))
     return max(found, key=lambda pair: pair[1])[0]
 
@@ -144,6 +152,12 @@ def _seeds(rng: np.random.Generator, x: np.ndarray, num: int, num_rounds: int = 
         counts = members.sum(0)
         centres = np.where(counts[:, None] > 0, members.T @ x / np.maximum(counts, 1)[:, None], centres)
     return np.argmin(_squares(x, centres), axis=1)
+
+
+def _shells(x: np.ndarray, num: int) -> np.ndarray:
+    """[N] labels by distance from the median: components of other widths, which k-means cannot tell."""
+    rank = np.argsort(np.argsort(np.sum((x - np.median(x, axis=0)) ** 2, axis=1)))
+    return rank * num // x.shape[0]
 
 
 def _squares(x: np.ndarray, centres: np.ndarray) -> np.ndarray:

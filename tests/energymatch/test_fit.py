@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 import energymatch
-from energymatch import fitting
+from energymatch import _mixtures, fitting
 from energymatch.likelihood import MixturePrior
 from energymatch.model import EnergyModel, Whitening
 from energymatch.networks import MLPPotential
@@ -144,7 +144,7 @@ def test_samples_that_repeat_are_told():
 
 
 def test_whitening_has_its_determinant():
-    whitening = fitting._whitening(NORMAL)
+    whitening = _mixtures.whitening_of(NORMAL, 0.0)
     z = np.asarray(whitening.apply(jnp.asarray(NORMAL, float)))
     np.testing.assert_allclose(np.cov(z.T, bias=True), np.eye(3), atol=1e-2)
     assert abs(whitening.log_det - np.linalg.slogdet(whitening.root)[1]) < 1e-9
@@ -194,6 +194,72 @@ def test_tails_far_out_cost_no_more_than_their_share():
     fresh = rng.standard_t(1.5, (2000, 2))
     truth = scipy.stats.t(1.5).logpdf(fresh).sum(axis=1).mean()
     assert truth - 0.5 < np.asarray(model.log_prob(fresh)).mean() < truth + 0.05
+
+
+@pytest.mark.parametrize("far", [1e3, 1e6, 1e12])
+def test_one_row_far_out_takes_nothing_from_the_others(far):
+    rng = np.random.default_rng(5)
+    table = rng.normal(size=(300, 3))
+    table[17, 1] = far
+    model = energymatch.fit(jax.random.key(0), table, steps=0, progress=False)
+    fresh = rng.normal(size=(2000, 3))
+    truth = scipy.stats.norm.logpdf(fresh).sum(axis=1).mean()
+    # 9 numbers from 300 rows cost .015 nats, wide normals of .3% each up to the far row .06 at most.
+    assert truth - 0.1 < np.asarray(model.log_prob(fresh)).mean() < truth + 0.01
+    assert model.noise.max() == 0 and np.isfinite(model.log_prob(table[17:18].astype(np.float32))[0])
+
+
+@pytest.mark.parametrize("apart", [0.0, 20.0])
+def test_two_clusters_of_other_widths(apart):
+    """200 rows of 50 columns, widths .01 and 1, beside each other or one inside the other."""
+    rng = np.random.default_rng(6)
+
+    def draw(n):
+        narrow = rng.integers(0, 2, n).astype(bool)
+        x = np.where(narrow[:, None], 0.01, 1.0) * rng.normal(size=(n, 50))
+        return x + np.where(narrow, 0.0, apart)[:, None], narrow
+
+    def truth(x, narrow):
+        width, middle = np.where(narrow, 0.01, 1.0)[:, None], np.where(narrow, 0.0, apart)[:, None]
+        return scipy.stats.norm.logpdf(x, middle, width).sum(axis=1) - math.log(2)
+
+    model = energymatch.fit(jax.random.key(0), draw(200)[0], steps=0, progress=False)
+    x, narrow = draw(1000)
+    lost = truth(x, narrow) - np.asarray(model.log_prob(x))
+    # A normal of 100 numbers a cluster from 100 rows costs half a nat; the wide one, of 100 rows in 50
+    # columns, is drawn towards what has more rows. One normal for both loses 150 nats a row.
+    assert lost[narrow].mean() < 5
+    assert lost[~narrow].mean() < 25
+
+
+class Shell:
+    """f of a shell of radius 30^(1/2) and the width c."""
+
+    def apply(self, c, z):
+        return 0.5 * ((jnp.linalg.norm(z, axis=1) - math.sqrt(30)) / c) ** 2
+
+
+@pytest.mark.parametrize(("width", "known"), [(0.05, True), (1e-4, False)])
+def test_a_score_wants_draws_where_the_model_is(width, known):
+    """Rows on a shell, draws of N(0, I): 1,000 of 16,384 lie in the wider shell, 2 in the other.
+
+    Those two make log Z tens of nats too low, and would make the score as much too high.
+    """
+    rng = np.random.default_rng(7)
+    rows = rng.normal(size=(200, 30))
+    rows *= (math.sqrt(30) + width * rng.normal(size=(200, 1))) / np.linalg.norm(rows, axis=1, keepdims=True)
+    base = MixturePrior(jnp.zeros(1), jnp.zeros((1, 30)), jnp.ones((1, 30)), jnp.ones((1, 30)))
+    trained = fitting._Training(Shell(), base, None, rows, np.zeros(30), rows, 0.0)
+    score = float(trained._score(jax.random.key(0), width))
+    if not known:
+        assert score == -math.inf
+        return
+    radius = np.linspace(0.01, 12, 200_001)
+    kept = np.exp(scipy.stats.chi(30).logpdf(radius) - 0.5 * ((radius - math.sqrt(30)) / width) ** 2)
+    log_z = math.log(kept.sum() * (radius[1] - radius[0]))
+    truth = float(jnp.mean(-trained.potential(width, jnp.asarray(rows, float)))) - log_z
+    # 1,000 draws of uneven weight.
+    assert abs(score - truth) < 4 * 0.05
 
 
 def test_without_time_it_says_that_nothing_was_trained():
