@@ -1,4 +1,4 @@
-"""Targets of the examples that `.ci/run` leaves out, a short run each: slow, since each compiles for a minute."""
+"""Targets of the examples that `.ci/run` leaves out, a short run each: slow, since each compiles a minute."""
 
 import json
 import os
