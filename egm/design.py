@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -19,7 +21,17 @@ from egm import (
 from egm.spaces import Layout
 from egm.typing import Array, Energy, Key, PyTree, State
 
-__all__ = ["Design", "Parts", "check_network", "inputs", "num_reveals", "parts_of"]
+__all__ = [
+    "GRADIENT_STEPS",
+    "Design",
+    "Parts",
+    "Sizes",
+    "check_network",
+    "inputs",
+    "num_reveals",
+    "parts_of",
+    "sizes_of",
+]
 
 _UNIFORM = 4.5
 """Noise after which an angle is uniform to 1e-4."""
@@ -27,6 +39,14 @@ _LARGEST = 10.0
 """b |score| over sqrt(D) at which a target is cut: one state on a cliff must not outweigh a batch."""
 _MIXED_FROM = 6
 """Dimensions from which a network has channels for each coordinate."""
+GRADIENT_STEPS = 100
+"""Of an iteration."""
+_CALLS = 40_000
+"""Network calls of an iteration's simulation of tokens, about those of its training."""
+_ITERATIONS = 30
+"""For which there must be time, before an iteration has fewer states."""
+_FEWEST, _FEWEST_A_STEP = 256, 128
+"""States of an iteration and of a gradient step below which they are not halved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +129,60 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
     module = modules.given(own)
     init = lambda key: module.init(key, *inputs(layout, 1))
     return Parts(path, process, head, init, _legal(module.apply, layout))
+
+
+class Sizes(NamedTuple):
+    """Of an iteration of training.
+
+    Attributes:
+      num_simulated: states of a generation.
+      batch_size: of a gradient step.
+    """
+
+    num_simulated: int
+    batch_size: int
+
+
+def sizes_of(design: Design, parts: Parts, seconds: float | None = None) -> Sizes:
+    """Sizes by dimension; with `seconds`, half as large until that is time for enough iterations.
+
+    A network that takes long for a state learns more from many small steps than from few large ones. What it
+    takes is measured here, on this machine.
+    """
+    layout = design.layout
+    size = layout.num_coordinates + layout.num_sites
+    only_tokens = bool(layout.num_sites) and not layout.num_coordinates
+    num, batch = (1024, 512) if size <= 64 else (512, 256)
+    if layout.particles is not None or only_tokens:
+        num, batch = 512, 128
+    if only_tokens:
+        # Where there are many steps, simulating takes no longer than training.
+        num = int(np.clip(64 * (_CALLS // (64 * design.num_times)), 128, 512))
+    if seconds is None or batch <= _FEWEST_A_STEP:
+        return Sizes(num, batch)
+    forward, gradient = (cost / batch for cost in _costs(parts, *inputs(layout, batch)))
+    while batch > _FEWEST_A_STEP:
+        taken = GRADIENT_STEPS * batch * (forward + gradient) + num * design.num_times * forward
+        if taken <= seconds / _ITERATIONS:
+            break
+        num, batch = max(num // 2, _FEWEST), batch // 2
+    return Sizes(num, batch)
+
+
+def _costs(parts: Parts, x: State, t: Array) -> tuple[float, float]:
+    """Seconds of the network's call and of its gradient, the least of three."""
+    params = parts.init(jax.random.key(0))
+    total = lambda p: sum(jnp.sum(a**2) for a in jax.tree.leaves(parts.apply(p, x, t)))
+    found = []
+    for function in (jax.jit(total), jax.jit(jax.grad(total))):
+        jax.block_until_ready(function(params))
+        taken = []
+        for _ in range(3):
+            began = time.perf_counter()
+            jax.block_until_ready(function(params))
+            taken.append(time.perf_counter() - began)
+        found.append(min(taken))
+    return found[0], found[1]
 
 
 def num_reveals(layout: Layout, colours: tuple[int, ...]) -> int:

@@ -37,7 +37,7 @@ from egm import (
     stopping,
 )
 from egm.annealing import Item
-from egm.design import Design, check_network, num_reveals, parts_of
+from egm.design import GRADIENT_STEPS, Design, Sizes, check_network, num_reveals, parts_of, sizes_of
 from egm.sampler import Sampler, summarize
 from egm.spaces import Layout, of
 from egm.typing import Array, Energy, Key, Moments, PyTree
@@ -54,8 +54,6 @@ _FOR_CURVES = 0.25
 """Share of the time after which no further map for curved coordinates is begun."""
 _WORTH_A_STEP = 0.1
 """Share of the sites of the last colour from which an order reveals it at once."""
-_CALLS = 40_000
-"""Network calls of an iteration's simulation of tokens, about those of its training."""
 _NUM_TRIED = 2048
 """States by which a number of steps is judged."""
 _ROUNDS = 4
@@ -159,7 +157,9 @@ def fit(
         reach=places.reach,
     )
     parts = parts_of(design, moved, network)
-    training = _Training(design, parts, moved, found, optimizer)
+    # Asked for iterations, it does the same on every machine.
+    sizes = sizes_of(design, parts, seconds if iterations is None else None)
+    training = _Training(design, sizes, parts, moved, found, optimizer)
     state = training.start(parts.init(k_params))
     budget = stopping.Budget(began, seconds, iterations, ess_target)
     state, history, stopped = training.run(k_train, state, budget, callback, say)
@@ -213,23 +213,17 @@ def _colours(energy: Energy, layout: Layout) -> tuple[int, ...]:
 class _Training:
     """The outer iterations of a design, from the pilot's states on."""
 
-    def __init__(self, design: Design, parts: Any, energy: Energy, found: pilot.Found, optimizer: Any):
+    def __init__(
+        self, design: Design, sizes: Sizes, parts: Any, energy: Energy, found: pilot.Found, optimizer: Any
+    ):
         layout = design.layout
-        size = layout.num_coordinates + layout.num_sites
         self._found, self._layout = found, layout
-        self._num = 1024 if size <= 64 else 512
-        pilot_size = len(found.log_shares)
-        batch = 512 if size <= 64 else 256
-        if layout.particles is not None or (layout.num_sites and not layout.num_coordinates):
-            self._num, batch = 512, 128
-        if layout.num_sites and not layout.num_coordinates:
-            # Where there are many steps, simulating takes no longer than training.
-            self._num = int(np.clip(64 * (_CALLS // (64 * design.num_times)), 128, 512))
-        self._capacity = pilot_size + 4 * self._num
+        self._num, batch = sizes
+        self._capacity = len(found.log_shares) + 4 * self._num
         config = iteration.IterationConfig(
             num_simulated=self._num,
             buffer_size=self._capacity,
-            num_gradient_steps=100,
+            num_gradient_steps=GRADIENT_STEPS,
             batch_size=batch,
             num_times=design.num_times,
             ema_decay=0.99,

@@ -5,6 +5,7 @@ python examples/ising.py --side=10 --inverse_temperature=.4407 # the critical po
 Writes ising.png and results.json to --output_dir.
 """
 
+import functools
 import time
 
 import jax
@@ -48,7 +49,8 @@ def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.I
     if name == "naive":
         algorithm = algorithms.Naive(path, head, denoiser.apply, NUM_SAMPLES.value)
         return algorithm, lambda k: denoiser.init(k, x, t)
-    make = algorithms.Bootstrap
+    # Two or three spins a stage, all of whose values eight samples take: sums without noise, and many steps.
+    make = functools.partial(algorithms.Bootstrap, num_samples=8, step=egm.horizons.Nats(1.4))
     if name == "published_bootstrap":
         # A step evaluates g on batch_size * 1000 states: a small network.
         make = algorithms.Bootstrap.published

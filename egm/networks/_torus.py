@@ -27,7 +27,8 @@ class Pointwise(nn.Module):
     def __call__(self, h: Array) -> Array:
         init = nn.initializers.variance_scaling(self.scale**2, "fan_in", "normal")
         kernel = self.param("kernel", init, (h.shape[0], self.features))
-        out = jnp.einsum("cd,cnl->dnl", kernel, h)
+        # One product of two matrices: with two axes to sum over XLA's CPU gradient takes 2.4 times as long.
+        out = (kernel.T @ h.reshape(h.shape[0], -1)).reshape(self.features, *h.shape[1:])
         if self.use_bias:
             out = out + self.param("bias", nn.initializers.zeros, (self.features,))[:, None, None]
         return out
@@ -57,9 +58,10 @@ def torus_convolution(kernel: Array, h: Array, side: int) -> Array:
 
 def rms_norm(h: Array) -> Array:
     """h [C, N, L] over its root mean square over channels."""
+    flat = h.reshape(h.shape[0], -1)
     # The mean over channels as a product: XLA's CPU sums over a leading axis are many times slower.
-    mean = jnp.einsum("c,cnl->nl", jnp.full(h.shape[0], 1.0 / h.shape[0]), h**2)
-    return h * jax.lax.rsqrt(mean + 1e-3)[None]
+    mean = jnp.full((1, len(flat)), 1.0 / len(flat), h.dtype) @ (flat * flat)
+    return (flat * jax.lax.rsqrt(mean + 1e-3)).reshape(h.shape)
 
 
 def with_neighbours(side: int, features: Array) -> Array:

@@ -12,7 +12,7 @@ import scipy.special
 from scipy import integrate
 
 import egm
-from egm import _questions, _saved, evidence, pilot, stopping
+from egm import _questions, _saved, design, evidence, pilot, stopping
 from egm.spaces import Interval, Layout, Positive, Real, Tokens
 from egm.typing import Moments
 
@@ -169,6 +169,22 @@ def test_interrupted_it_returns_what_it_has():
 def test_what_is_refused(arguments, message):
     with pytest.raises((TypeError, ValueError), match=message):
         egm.fit(jax.random.key(0), progress=False, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("space", "sizes", "fewest"),
+    [
+        (Real(3), (1024, 512), (256, 128)),
+        (Real(100), (512, 256), (256, 128)),
+        (Tokens(6, 2), (512, 128), (512, 128)),
+    ],
+)
+def test_an_iteration_is_as_large_as_there_is_time_for(space, sizes, fewest):
+    made = design.Design(Layout(space), num_times=6)
+    parts = design.parts_of(made, lambda x: jnp.zeros(x.shape[0]))
+    assert design.sizes_of(made, parts) == sizes
+    assert design.sizes_of(made, parts, 1e6) == sizes
+    assert design.sizes_of(made, parts, 1e-6) == fewest
 
 
 def test_heavy_tails_are_no_reason_to_refuse():
