@@ -377,12 +377,21 @@ _ess = jax.jit(lambda log_weights: importance.snis(log_weights).ess)
 
 
 def _steps(key, sampler, budget) -> int:
-    """The fewest steps of 100, 200 and 400 that come near the ESS target or the best there is time for."""
+    """The fewest steps of 100, 200 and 400 that come near the ESS target or the best there is time for.
+
+    The budget learns what a state takes.
+    """
     best, chosen = 0.0, sampler.design.num_times
     for num_times in (100, 200, 400):
         if best > 0 and not budget.affords(_NUM_TRIED, num_times / sampler.design.num_times):
             break
-        _, log_weights = sampler._run(key, sampler.params, sampler.moments, _NUM_TRIED, num_times)
+        arguments = (key, sampler.params, sampler.moments, _NUM_TRIED, num_times)
+        sampler._run.lower(*arguments).compile()  # which the call then finds
+        began = time.time()
+        _, log_weights = jax.block_until_ready(sampler._run(*arguments))
+        # Better than what the training's clock tells.
+        taken = (time.time() - began) / _NUM_TRIED
+        budget.seconds_a_state = taken * sampler.design.num_times / num_times
         ess = float(_ess(log_weights))
         if ess > best * 1.1:
             best, chosen = ess, num_times
