@@ -39,7 +39,7 @@ def make_algorithm(name: str, path: egm.paths.MaskedPath, energy: egm.energies.I
     even = symmetry.flips(jax.random.key(0), energy, path, energy.event_shape)
     shape = {"side": energy.side, "channels": 16, "expansion": 1, "flip": even}
     denoiser = networks.TorusDenoiser(**shape, skip=energy.masked_conditionals)
-    log_marginal = networks.TorusLogMarginal(**shape, skip=lambda x: -energy.revealed_energy(x))
+    log_marginal = networks.TorusLogMarginal(**shape, skip=energy.masked_log_marginal)
     head = heads.DenoiserHead(path, order)
     x, t = jnp.zeros((1, energy.num_sites), jnp.int32), jnp.zeros(1)
     if name == "local_bootstrap":

@@ -123,6 +123,22 @@ def test_masked_conditionals():
     np.testing.assert_allclose(everything, np.tile([-0.18, 0.18], (16, 1)), rtol=1e-6)
 
 
+@pytest.mark.parametrize("energy", [m for m in MODELS if m.side > 2], ids=str)
+def test_masked_log_marginal_is_exact_where_hidden_spins_are_apart(energy):
+    x = tokens_of(energy, 4, seed=2)
+    hidden = [0, energy.side + 1]  # no neighbours, on the torus too
+    energies = []
+    for tokens in itertools.product((0, 1), repeat=2):
+        x[:, hidden] = tokens
+        energies.append([loop_energy(energy, row) for row in x])
+    expected = np.log(np.mean(np.exp(-np.array(energies)), axis=0))
+    x[:, hidden] = 2
+    np.testing.assert_allclose(energy.masked_log_marginal(jnp.asarray(x)), expected, rtol=1e-5, atol=1e-5)
+    x[:, hidden] = 1
+    minus = [-loop_energy(energy, row) for row in x]
+    np.testing.assert_allclose(energy.masked_log_marginal(jnp.asarray(x)), minus, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("energy", [m for m in MODELS if m.side < 4], ids=str)
 def test_log_partition_and_histograms_by_brute_force(energy):
     x = all_states(energy.num_sites)

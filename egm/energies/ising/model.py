@@ -216,6 +216,25 @@ class Ising:
         s = self._spins(x)
         return self._energy(jnp.where(s > 1, jnp.zeros_like(s), s))
 
+    def masked_log_marginal(self, x: Array) -> Array:
+        """log of the mean of exp(-E) over the hidden spins, as if they saw revealed ones alone.
+
+        Exact where no hidden spin is next to another: sum of log cosh of the fields that the revealed ones
+        make, minus `revealed_energy`. A starting point for g, exact at t = 1.
+
+        Args:
+          x: [..., L] integer tokens in {0, 1, 2}, 2 the mask.
+
+        Returns:
+          [...].
+
+        Raises:
+          TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
+        """
+        s = self._spins(x)
+        fields = jax.nn.logsumexp(self.masked_conditionals(x), axis=-1) - np.log(2.0)
+        return jnp.sum(jnp.where(s > 1, fields, 0.0), axis=-1) - self.revealed_energy(x)
+
     def log_partition(self) -> float:
         """log sum_x exp(-E(x)) in float64.
 
