@@ -231,9 +231,9 @@ class Ising:
         Raises:
           TypeError: `x` is not of an integer dtype. ValueError: its trailing size is not L.
         """
-        s = self._spins(x)
         fields = jax.nn.logsumexp(self.masked_conditionals(x), axis=-1) - np.log(2.0)
-        return jnp.sum(jnp.where(s > 1, fields, 0.0), axis=-1) - self.revealed_energy(x)
+        hidden = jnp.asarray(x) == self.vocab_size
+        return jnp.sum(jnp.where(hidden, fields, 0.0), axis=-1) - self.revealed_energy(x)
 
     def log_partition(self) -> float:
         """log sum_x exp(-E(x)) in float64.
