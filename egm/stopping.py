@@ -88,7 +88,7 @@ class Rule:
         self._budget, self._falls, self._num = budget, falls, num_simulated
         self.count, self.rate, self.stopped = 0, LEARNING_RATE, ""
         self._ess: list[float] = []
-        self._hopeless = False
+        self._hopeless = self._short = False
         self._falling_since: int | None = None
         self._fall_length = _FALL
         self._ends = time.time()
@@ -112,7 +112,7 @@ class Rule:
         if most is not None and self.count >= most:
             return False
         if self.count and left < 2 * self._seconds_each:
-            self.stopped = "" if self._falling_since is not None else "out of time"
+            self.stopped = "" if self._falling_since is not None and not self._short else "out of time"
             return False
         if self._falling_since is None and self._done_climbing(left, most):
             self._falling_since = self.count
@@ -124,6 +124,8 @@ class Rule:
         if self._falling_since is not None:
             done = (self.count - self._falling_since) / self._fall_length
             if done >= 1:
+                # The rate has fallen, but the ESS still rose when it had to.
+                self.stopped = "out of time" if self._short else ""
                 return False
             self.rate = LEARNING_RATE * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * done)))
         return True
@@ -155,6 +157,7 @@ class Rule:
         stalled = recent[-1] > 0 and len(recent) - 1 - best >= max(patience, self.count // 2)
         short = left < self._seconds_each * max(_FALL, self.count // 3) * 1.2
         few = most is not None and most - self.count <= max(_FALL, self.count // 3)
+        self._short = short and not stalled and not few
         return stalled or short or few
 
     def _smoothed(self) -> np.ndarray:

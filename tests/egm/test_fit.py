@@ -357,3 +357,16 @@ def test_training_ends_in_time_for_the_last_figures():
     found._budget = stopping.Budget(time.time() - 75.0, 100.0, None, 0.95, 2.0 / 1024)
     assert not found.goes_on()
     assert found.stopped == "out of time"
+
+
+@pytest.mark.parametrize(("ess", "told"), [([0.1, 0.2, 0.3, 0.4], "out of time"), ([0.4] * 40, "")])
+def test_a_rate_that_fell_for_want_of_time_is_told(ess, told):
+    """Eight seconds with iterations of one: the rate falls at once, whether or not the ESS still rises."""
+    found = rule(ess=ess)
+    found._seconds_each, found._budget = 1.0, stopping.Budget(time.time(), 8.0, None, 0.95)
+    for _ in range(20):
+        if not found.goes_on():
+            break
+        found.heard({"ess": ess[-1], "level": 1.0})
+    assert not found.goes_on()
+    assert found.stopped == told
