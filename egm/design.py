@@ -44,7 +44,7 @@ GRADIENT_STEPS = 100
 _CALLS = 40_000
 """Network calls of an iteration's simulation of tokens, about those of its training."""
 _ITERATIONS = 30
-"""For which there must be time, before an iteration has fewer states."""
+"""For which there is to be time: an iteration has fewer states until there is, down to the fewest."""
 _FEWEST, _FEWEST_A_STEP = 256, 128
 """States of an iteration and of a gradient step below which they are not halved."""
 
@@ -144,10 +144,9 @@ class Sizes(NamedTuple):
 
 
 def sizes_of(design: Design, parts: Parts, seconds: float | None = None) -> Sizes:
-    """Sizes by dimension; with `seconds`, half as large until that is time for enough iterations.
+    """Sizes by dimension; with `seconds`, halved until thirty iterations would take no longer.
 
-    A network that takes long for a state learns more from many small steps than from few large ones. What it
-    takes is measured here, on this machine.
+    What the network takes for a state is measured here, on this machine.
     """
     layout = design.layout
     size = layout.num_coordinates + layout.num_sites

@@ -87,8 +87,8 @@ def fit(
       log_density: instead of `energy`, its negative.
       batched: whether the energy takes a batch; None tries.
       seconds: after which training ends whatever the ESS; compilation and what comes before are counted.
-        How many chains go before it also depends on this and on the machine's speed: the same key gives the
-        same sampler only where there was time for all.
+        How many chains go before it and how many states an iteration has also depend on this and on the
+        machine's speed: the same key gives the same sampler only where there was time for all.
       iterations: most iterations; None for as many as there is time for.
       ess_target: the ESS at which training is good enough.
       network: in place of the space's own: a Flax module or any object with `init(key, x, t)` and
@@ -157,7 +157,7 @@ def fit(
         reach=places.reach,
     )
     parts = parts_of(design, moved, network)
-    # Asked for iterations, it does the same on every machine.
+    # Asked for iterations, it takes the same sizes on every machine.
     sizes = sizes_of(design, parts, seconds if iterations is None else None)
     training = _Training(design, sizes, parts, moved, found, optimizer)
     state = training.start(parts.init(k_params))

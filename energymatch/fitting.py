@@ -228,7 +228,9 @@ class _Training:
                 values = {"steps": float(done), "held_out": score, "loss": float(info["loss"])}
                 for name in history:
                     history[name].append(values[name])
-                told = f"{score:.4f}" if np.isfinite(score) else "not known, so far is it from the mixture's"
+                told = (
+                    f"{score:.4f}" if np.isfinite(score) else "unknown, too far from the mixture to be judged"
+                )
                 say.phase(f"step {done}: held-out {told} (mixture {self._base_score:.4f})")
                 if callback is not None:
                     callback(values)

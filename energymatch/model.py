@@ -89,6 +89,7 @@ class EnergyModel:
       log_z_error: its standard error, inf where the weights say nothing.
       log_z_upper: the bound from the other side, by the held-out data.
       held_out: mean log-density of the held-out part, in nats; `base_held_out` that of the mixture alone.
+        Rows far out are never in that part, so that of heavy tails it says a little too much.
       converged, reason: whether the figures may be trusted, and why not.
       columns: names of the columns, where the data were a frame. Frames given to the model's functions are
         then read by name, in whatever order.
@@ -384,7 +385,10 @@ class EnergyModel:
 
     def _told_network(self) -> str:
         if self.params is None:
-            return "none: it was no better" if len(self.history.get("held_out", ())) else "none: not trained"
+            looks = np.asarray(self.history.get("held_out", ()))
+            if looks.size and not np.isfinite(looks).any():
+                return "none: it was too far from the mixture to be judged"
+            return "none: it was no better" if looks.size else "none: not trained"
         return "your own" if isinstance(self.network, modules.Module) else repr(self.network)[:60]
 
     # Storage.

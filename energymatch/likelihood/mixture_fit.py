@@ -155,7 +155,7 @@ def _seeds(rng: np.random.Generator, x: np.ndarray, num: int, num_rounds: int = 
 
 
 def _shells(x: np.ndarray, num: int) -> np.ndarray:
-    """[N] labels by distance from the median: components of other widths, which k-means cannot tell."""
+    """[N] labels by distance from the median: components of other widths, which k-means does not part."""
     rank = np.argsort(np.argsort(np.sum((x - np.median(x, axis=0)) ** 2, axis=1)))
     return rank * num // x.shape[0]
 
