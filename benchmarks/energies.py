@@ -17,11 +17,9 @@ import time
 import energy_targets
 import jax
 import numpy as np
+from peers_table import mode_figures
 
 import egm
-
-FOUND = 0.05
-"""Share of an even mode's mass from which a mode counts as found."""
 
 
 def row(name, seed, seconds):
@@ -49,10 +47,9 @@ def row(name, seed, seconds):
         mean, error = (float(v) for v in draw.expectation(function))
         out["facts"][fact] = (mean, error, exact)
     if target.modes is not None:
-        function, count = target.modes
+        function, masses = target.modes
         index = np.asarray(function(np.asarray(draw.x)))
-        share = np.bincount(index, np.asarray(draw.weights), count) * count
-        out["modes"] = (int(np.sum(share > FOUND)), count, float(share.min()), float(share.max()))
+        out["modes"] = mode_figures(index, np.asarray(draw.weights), masses)
     return out
 
 

@@ -26,14 +26,14 @@ class Target(NamedTuple):
       energy, space: as `egm.fit` takes them.
       log_z: from elsewhere; None where it is not known.
       facts: {name: (function of states [N, ...] -> [N], its mean)}, or None in place of the mean.
-      modes: function of states to the index of their mode and the number of modes, or None.
+      modes: function of states to the index of their mode, and the modes' masses; or None.
     """
 
     energy: Callable[..., Any]
     space: Any = None
     log_z: float | None = None
     facts: dict[str, Any] = {}
-    modes: tuple[Callable[[Any], Any], int] | None = None
+    modes: tuple[Callable[[Any], Any], np.ndarray] | None = None
 
 
 def gaussian(dim=50, condition=1e4):
@@ -64,7 +64,10 @@ def many_well(dim=32):
     log_z = dim / 2 * (np.log(left + right) + 0.5 * np.log(2 * np.pi))
     facts = {"right wells": (lambda x: jnp.mean(x[:, 0::2] > 0, -1), right / (left + right))}
     weights = 2 ** np.arange(5)
-    return Target(energy, spaces.Real(dim), log_z, facts, (lambda x: (x[:, 0:10:2] > 0) @ weights, 32))
+    # By the signs of the first five wells.
+    signs = (np.arange(32)[:, None] & weights) > 0
+    masses = np.prod(np.where(signs, right, left) / (left + right), axis=1)
+    return Target(energy, spaces.Real(dim), log_z, facts, (lambda x: (x[:, 0:10:2] > 0) @ weights, masses))
 
 
 def mixture(dim=2, num=40):
@@ -76,7 +79,7 @@ def mixture(dim=2, num=40):
         return -jax.nn.logsumexp(-0.5 * square, -1) + np.log(num) + 0.5 * dim * np.log(2 * np.pi)
 
     nearest = lambda x: np.argmin(((x[:, None] - np.asarray(means)) ** 2).sum(-1), 1)
-    return Target(energy, spaces.Real(dim), 0.0, {}, (nearest, num))
+    return Target(energy, spaces.Real(dim), 0.0, {}, (nearest, np.full(num, 1 / num)))
 
 
 def eight_schools():

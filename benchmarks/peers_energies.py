@@ -76,8 +76,8 @@ def figures(target, x, *, log_weights=None, groups=None, expectation=None, log_z
     }
     modes = None
     if target.modes is not None:
-        function, count = target.modes
-        modes = mode_figures(np.asarray(function(flat)), weights, count)
+        function, masses = target.modes
+        modes = mode_figures(np.asarray(function(flat)), weights, masses)
     given = {"log_z": log_z, "error": error, "exact": target.log_z, "facts": facts, "modes": modes}
     return given | {"ess": None, "evaluations": None, "note": ""} | more
 

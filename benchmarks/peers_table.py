@@ -16,19 +16,22 @@ from typing import Any
 import numpy as np
 
 FOUND = 0.05
-"""Share of an even mode's mass from which a mode counts as found, as in energies.py."""
+"""Share of its mass from which a mode counts as found."""
+TOLD = 100
+"""States that a mode must have by its mass, so that these samples can tell its share."""
 
 
-def mode_figures(index: np.ndarray, weights: np.ndarray, count: int) -> list[float]:
-    """[modes found, modes, least share, largest share], a share of 1 being an even mode's mass.
+def mode_figures(index: np.ndarray, weights: np.ndarray, masses: np.ndarray) -> list[float]:
+    """[modes found, modes, least share, largest share] of the modes that so many states tell, 1 being exact.
 
     Args:
       index: [N] the mode of each state.
       weights: [N] normalised weights.
-      count: number of modes.
+      masses: [K] of the modes, of sum 1.
     """
-    share = np.bincount(np.asarray(index), np.asarray(weights), count) * count
-    return [int(np.sum(share > FOUND)), count, float(share.min()), float(share.max())]
+    told = masses * len(index) >= TOLD
+    share = np.bincount(np.asarray(index), np.asarray(weights), len(masses))[told] / masses[told]
+    return [int(np.sum(share > FOUND)), int(told.sum()), float(share.min()), float(share.max())]
 
 
 def group_mean(values: np.ndarray) -> tuple[float, float]:

@@ -143,10 +143,11 @@ class Sizes(NamedTuple):
     batch_size: int
 
 
-def sizes_of(design: Design, parts: Parts, seconds: float | None = None) -> Sizes:
+def sizes_of(design: Design, parts: Parts, energy: Energy, seconds: float | None = None) -> Sizes:
     """Sizes by dimension; with `seconds`, halved until thirty iterations would take no longer.
 
-    What the network takes for a state is measured here, on this machine.
+    What the generator takes for a state, the energy and a mixture of places included, is measured here, on
+    this machine.
     """
     layout = design.layout
     size = layout.num_coordinates + layout.num_sites
@@ -159,7 +160,7 @@ def sizes_of(design: Design, parts: Parts, seconds: float | None = None) -> Size
         num = int(np.clip(64 * (_CALLS // (64 * design.num_times)), 128, 512))
     if seconds is None or batch <= _FEWEST_A_STEP:
         return Sizes(num, batch)
-    forward, gradient = (cost / batch for cost in _costs(parts, *inputs(layout, batch)))
+    forward, gradient = (cost / batch for cost in _costs(parts, energy, *inputs(layout, batch)))
     while batch > _FEWEST_A_STEP:
         taken = GRADIENT_STEPS * batch * (forward + gradient) + num * design.num_times * forward
         if taken <= seconds / _ITERATIONS:
@@ -168,17 +169,21 @@ def sizes_of(design: Design, parts: Parts, seconds: float | None = None) -> Size
     return Sizes(num, batch)
 
 
-def _costs(parts: Parts, x: State, t: Array) -> tuple[float, float]:
-    """Seconds of the network's call and of its gradient, the least of three."""
+def _costs(parts: Parts, energy: Energy, x: State, t: Array) -> tuple[float, float]:
+    """Seconds of the generator at these states and of its gradient by the parameters, the least of three."""
     params = parts.init(jax.random.key(0))
-    total = lambda p: sum(jnp.sum(a**2) for a in jax.tree.leaves(parts.apply(p, x, t)))
+
+    def total(params, x, t):
+        made = parts.head.generator(parts.apply(params, x, t), x, t, energy)
+        return sum(jnp.sum(a**2) for a in jax.tree.leaves(made))
+
     found = []
     for function in (jax.jit(total), jax.jit(jax.grad(total))):
-        jax.block_until_ready(function(params))
+        jax.block_until_ready(function(params, x, t))
         taken = []
         for _ in range(3):
             began = time.perf_counter()
-            jax.block_until_ready(function(params))
+            jax.block_until_ready(function(params, x, t))
             taken.append(time.perf_counter() - began)
         found.append(min(taken))
     return found[0], found[1]

@@ -49,7 +49,9 @@ _FOR_PILOT = 0.3
 _FOR_MODES = 0.1
 """Share of the time that chains from a mixture of places may take, about."""
 _LATEST = 0.5
-"""Share of the time after which no mixture is looked for any more."""
+"""Share of the time after which no mixture is looked for in curved coordinates."""
+_NEAR = 1.0
+"""Nats of a mixture of places off the target, up to which no curved coordinates are looked for."""
 _FOR_CURVES = 0.25
 """Share of the time after which no further map for curved coordinates is begun."""
 _WORTH_A_STEP = 0.1
@@ -140,14 +142,20 @@ def fit(
     found = pilot.explore(k_pilot, canonical, layout, seconds=_FOR_PILOT * seconds, say=say.phase)
     spread = max(1.0, float(np.std(found.energies[np.isfinite(found.log_shares)])))
     _questions.check_proper(k_check, found.coordinates.energy(canonical), layout, 300.0, 3000.0, spread)
-    found = curves.straightened(k_curve, canonical, found, _FOR_CURVES * seconds, say.phase)
+    say.phase("separate modes")
+    k_modes = random.derive(key, "separate modes")
+    for_modes = _FOR_MODES * seconds
+    places = modes.separate(k_modes, found.coordinates.energy(canonical), found, for_modes)
+    if places.nats > _NEAR:
+        # No mixture of normals is what it is: a map may make it one, or nearly so.
+        curved = curves.straightened(k_curve, canonical, found, _FOR_CURVES * seconds, say.phase)
+        if curved.coordinates is not found.coordinates:
+            places = modes.none(curved)
+            if time.time() - began < _LATEST * seconds:
+                say.phase("separate modes in those coordinates")
+                places = modes.separate(k_modes, curved.coordinates.energy(canonical), curved, for_modes)
+    found = places.found
     energy_there = found.coordinates.energy(canonical)
-    places = modes.none(found)
-    if time.time() - began < _LATEST * seconds:
-        say.phase("separate modes")
-        k_modes = random.derive(key, "separate modes")
-        places = modes.separate(k_modes, energy_there, found, _FOR_MODES * seconds)
-        found = places.found
     moved = batching.with_conditionals(energy_there, layout)
     design = _design(k_check, found, moved, layout)
     design = dataclasses.replace(
@@ -158,9 +166,11 @@ def fit(
     )
     parts = parts_of(design, moved, network)
     # Asked for iterations, it takes the same sizes on every machine.
-    sizes = sizes_of(design, parts, seconds if iterations is None else None)
+    sizes = sizes_of(design, parts, moved, seconds if iterations is None else None)
     training = _Training(design, sizes, parts, moved, found, optimizer)
-    state = training.start(parts.init(k_params))
+    # One program where nothing of the user's is in it; operations one by one compile for seconds.
+    params = parts.init(k_params) if network is not None else jax.jit(parts.init)(k_params)
+    state = training.start(params)
     budget = stopping.Budget(began, seconds, iterations, ess_target)
     state, history, stopped = training.run(k_train, state, budget, callback, say)
 
@@ -253,7 +263,8 @@ class _Training:
         found = self._found
         weights = found.log_shares + np.log(len(found.log_shares) / found.log_z.size)
         x, energy = jax.tree.map(jnp.asarray, found.states), jnp.asarray(found.energies, float)
-        return self._added(self._init(params), x, energy, jnp.asarray(weights, float))
+        start = jax.jit(lambda params, *chains: self._added(self._init(params), *chains))
+        return start(params, x, energy, jnp.asarray(weights, float))
 
     def _refresh(self, key, state, held, ess):
         """(state with as many of the chains' states more as a generation has, the chains' states).

@@ -145,9 +145,16 @@ def systematic(key: Key, log_weights: Array, num: int) -> Array:
       >>> print(egm.importance.systematic(jax.random.key(0), log_weights, 4))
       [0 0 1 2]
     """
-    weights = snis(checks.vector(log_weights, "log_weights")).weights
-    size, num = weights.shape[0], checks.positive_int(num, "num")
-    place = (jnp.arange(num) + jax.random.uniform(checks.one_key(key))) / num
+    log_weights = checks.vector(log_weights, "log_weights")
+    return _systematic(checks.one_key(key), log_weights, checks.positive_int(num, "num"))
+
+
+# Compiled whole, as `_reliability`: on the host its operations take longer one by one than together.
+@functools.partial(jax.jit, static_argnums=2)
+def _systematic(key: Key, log_weights: Array, num: int) -> Array:
+    weights = snis(log_weights).weights
+    size = weights.shape[0]
+    place = (jnp.arange(num) + jax.random.uniform(key)) / num
     total = jnp.cumsum(weights)
     index = jnp.clip(jnp.searchsorted(total, place * total[-1], side="right"), 0, size - 1)
     return jnp.where(total[-1] > 0, index, jnp.arange(num) % size)
@@ -212,6 +219,12 @@ def reliability(log_weights: Array, axis_name: str | None = None) -> Reliability
       [True, False]
     """
     log_weights = jax.lax.stop_gradient(checks.vector(log_weights, "log_weights"))
+    compiled = _reliability if axis_name is None else _reliability.__wrapped__
+    return compiled(log_weights, axis_name)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _reliability(log_weights: Array, axis_name: str | None) -> Reliability:
     n_here = log_weights.shape[0]
     n = n_here * collectives.axis_size(axis_name)
     record = snis(log_weights, 0, axis_name)

@@ -29,7 +29,9 @@ _MOST_NUMBERS = 400_000
 _TRUSTS = (1.0, 10.0, 100.0, 1e6)
 """In the curvature, of which states left out choose: from hardly any to all."""
 _TURNS = 20
-"""Of expectation and maximisation."""
+"""Of expectation and maximisation, at most."""
+_SETTLED = 1e-4
+"""Share of the states that still change their place, below which it ends."""
 _NUM_COMPARED, _NUM_STEPS = 256, 50
 """States and steps by which two samplers that are not trained are compared."""
 
@@ -41,11 +43,14 @@ class Separate(NamedTuple):
       mixture: of the places found and of all together; None where a single normal does as well.
       reach: sigma_max over S from which a normal is a good prior.
       found: with chains more, from the mixture, where there is one.
+      nats: KL divergence of the target from the mixture, by chains' states that it was not fitted to; inf
+        without a mixture.
     """
 
     mixture: heads.NormalMixture | None
     reach: float
     found: Found
+    nats: float = np.inf
 
 
 def none(found: Found) -> Separate:
@@ -107,11 +112,12 @@ def separate(key: Key, energy: Energy, found: Found, seconds: float = np.inf) ->
     )
     if not nats.mean() < -2 * nats.std() / np.sqrt(len(nats)):
         return nothing
+    off = _off(part, found, held)
     whole = fitted(*start, found.states, weights, _TRUSTS[best])
     found = with_chains(random.derive(key, "chains"), energy, found, whole, seconds)
     weights = np.exp(found.log_shares - found.log_shares.max())
     mixture = fitted(*start, found.states, weights, _TRUSTS[best])
-    return Separate(mixture, reach_of(k_reach, mixture), found)
+    return Separate(mixture, reach_of(k_reach, mixture), found, off)
 
 
 def fitted(
@@ -153,17 +159,25 @@ def fitted(
     number = np.zeros(len(share))
     for _ in range(_TURNS):
         belongs = _responsibilities(x, means, covariances, share)[0] * weights[:, None] * count
-        number = belongs.sum(axis=0)
+        before, number = number, belongs.sum(axis=0)
         share = (number + 0.5) / np.sum(number + 0.5)
         means = (belongs.T @ x + trust * first_means) / (number + trust)[:, None]
-        off = x[:, None] - means[None]
-        scatter = np.einsum("nk,nkd,nke->kde", belongs, off, off, optimize=True)
+        scatter = np.stack([_scatter(each, mean, x) for each, mean in zip(belongs.T, means)])
         shift = (means - first_means)[:, :, None] * (means - first_means)[:, None]
         prior = trust * (dim + 2)
         covariances = (scatter + trust * shift + prior * first) / (number + prior)[:, None, None]
+        if np.max(np.abs(number - before)) < _SETTLED * count:
+            break
     # Minima along a ridge or in a funnel are places of nothing.
     kept = np.append(number[:-1] >= 1, True)
     return heads.NormalMixture(means[kept], covariances[kept], np.log(share[kept]))
+
+
+def _scatter(belongs: np.ndarray, mean: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """[D, D] the sum of squares about a mean, of the states that belong to it."""
+    here = belongs > 0
+    off = x[here] - mean
+    return (off * belongs[here, None]).T @ off
 
 
 def _responsibilities(x, means, covariances, share):
@@ -181,6 +195,16 @@ def _log_density(mixture: heads.NormalMixture, x: np.ndarray) -> np.ndarray:
     """[N] up to a constant."""
     share = np.exp(mixture.log_weights)
     return _responsibilities(np.asarray(x, np.float64), mixture.means, mixture.covariances, share)[1]
+
+
+def _off(mixture: heads.NormalMixture, found: Found, held: np.ndarray) -> float:
+    """KL of the target from a mixture by the states `held`, with log Z by the chains."""
+    usable = held & np.isfinite(found.log_shares) & np.isfinite(found.energies)
+    shares = found.log_shares[usable]
+    weights = np.exp(shares - np.logaddexp.reduce(shares))
+    log_q = _log_density(mixture, found.states[usable]) - 0.5 * mixture.means.shape[1] * np.log(2 * np.pi)
+    log_z = np.logaddexp.reduce(found.log_shares) - np.log(found.log_z.size)
+    return float(weights @ (-found.energies[usable] - log_q) - log_z)
 
 
 def reach_of(key: Key, mixture: heads.NormalMixture, num: int = 4096) -> float:

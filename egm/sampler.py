@@ -46,7 +46,8 @@ _CHUNK = 2048
 
 
 summarize = jax.jit(metrics.summarize)
-"""Compiled whole: its operations one by one take longer to compile than to run."""
+"""Compiled whole, as the next: operations one by one take longer to compile than to run."""
+_mean = jax.jit(metrics.reweighted_mean)
 
 
 class Samples(NamedTuple):
@@ -99,7 +100,7 @@ class Samples(NamedTuple):
           ValueError: the function returns another leading size than N.
         """
         checks.function(function, "function")
-        return metrics.reweighted_mean(function(self.x), self.log_weights)
+        return _mean(function(self.x), self.log_weights)
 
     def resample(self, key: Key, num: int | None = None) -> PyTree:
         """`num` (by default N) states of equal weight, drawn by weight, evenly (systematic resampling)."""
@@ -239,8 +240,7 @@ class Sampler:
             for i in range(math.ceil(num / size))
         ]
         state, log_weights = jax.tree.map(lambda *a: jnp.concatenate(a)[:num], *chunks)
-        x, _ = self.design.layout.to_user(self.coordinates.apply(state))
-        return Samples(x, log_weights, summarize(log_weights))
+        return Samples(self._to_user(state), log_weights, summarize(log_weights))
 
     def trajectory(self, key: Key, num: int, num_times: int) -> Any:
         """`egm.Trajectory` of `num` states in the sampler's coordinates; traceable."""
@@ -263,6 +263,10 @@ class Sampler:
             return trajectory.x_1, path_log_weights(self._canonical, self.parts.path, trajectory)
 
         return run
+
+    @functools.cached_property
+    def _to_user(self):
+        return jax.jit(lambda state: self.design.layout.to_user(self.coordinates.apply(state))[0])
 
     def log_prob(self, x: PyTree) -> Array:
         """[N] the target's normalised log-density, -E(x) - log Z, at the user's states [N, ...].

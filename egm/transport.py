@@ -174,11 +174,16 @@ class Transport:
 
     def apply(self, z: Array) -> tuple[Array, Array]:
         """(T(z) [N, D], log |det dT/dz| [N]) of z [N, D]."""
-        return self.module.apply(self.params, z)  # pyright: ignore[reportReturnType]
+        return _mapped(self.module, self.params, z, "__call__")
 
     def invert(self, x: Array) -> tuple[Array, Array]:
         """(z [N, D] with T(z) = x, log |det dT/dz| [N] there) of x [N, D]."""
-        return self.module.apply(self.params, x, method="inverse")  # pyright: ignore[reportReturnType]
+        return _mapped(self.module, self.params, x, "inverse")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _mapped(module: CouplingMap, params: PyTree, states: Array, method: str) -> Any:
+    return module.apply(params, states, method=method)
 
 
 def fit(

@@ -46,9 +46,14 @@ def test_figures_as_text(bench):
 
 def test_mode_figures_and_means_of_groups(bench):
     table = bench.peers_table
-    found = table.mode_figures(np.array([0, 0, 1, 3]), np.array([0.5, 0.25, 0.24, 0.01]), 4)
+    index, weights = np.repeat([0, 0, 1, 3], 100), np.repeat([0.5, 0.25, 0.24, 0.01], 100) / 100
+    found = table.mode_figures(index, weights, np.full(4, 0.25))
     assert found[:2] == [2, 4]
     np.testing.assert_allclose(found[2:], [0.0, 3.0])
+    # By their own masses, and where 400 states tell them: not the last, of 40 states.
+    found = table.mode_figures(index, weights, np.array([0.5, 0.3, 0.1, 0.1]))
+    assert found[:2] == [2, 2]
+    np.testing.assert_allclose(found[2:], [0.8, 1.5])
     values = np.random.default_rng(0).normal(2.0, 1.0, (50, 400))
     mean, error = table.group_mean(values)
     # The error is 1 / sqrt(20,000) up to its own, 1 / sqrt(2 * 49) of it: four of these.

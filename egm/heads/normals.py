@@ -93,26 +93,25 @@ class NormalMixture:
             raise ValueError(f"x must have shape [B, {dim}], got {x.shape}")
         spreads, axes = (jnp.asarray(a, x.dtype) for a in self._axes)
         product = functools.partial(jnp.matmul, precision="highest")
-        # One product for all parts: rows of all their axes.
-        rows = jnp.swapaxes(axes, 1, 2).reshape(num * dim, dim)
-        own = jnp.asarray(np.einsum("kde,kd->ke", self._axes[1], self.means), x.dtype)
-        alpha, noise = alpha[:, None], variance[:, None]
-        off = product(x, rows.T).reshape(-1, num, dim) - alpha * own[None]
-        total = noise + alpha**2 * spreads[None]
-        logs = jnp.asarray(self.log_weights, x.dtype)[None]
+        own = jnp.asarray(np.einsum("kde,kd->ke", self._axes[1], self.means), x.dtype)[:, None]
+        spreads, back, centres = spreads[:, None], jnp.swapaxes(axes, 1, 2), jnp.asarray(self.means, x.dtype)
+        # [K, B, D] throughout: as [B, K, D] it takes twice the time on a CPU.
+        alpha, noise = alpha[None], variance[None]
+        off = product(x[None], axes) - alpha * own
+        total = noise + alpha**2 * spreads
+        logs = jnp.asarray(self.log_weights, x.dtype)[:, None]
         logs = logs - 0.5 * jnp.sum(off**2 / total + jnp.log(2 * jnp.pi * total), axis=-1)
-        share = jax.nn.softmax(logs, axis=-1)[..., None]
-        # [B, K, D] means of x_1 as each part tells them.
-        along = jnp.einsum("bkd,kde->bke", alpha * spreads[None] * off / total, jnp.swapaxes(axes, 1, 2))
-        means = jnp.asarray(self.means, x.dtype)[None] + along
-        mean = jnp.sum(share * means, axis=1)
-        within = (share * spreads[None] * noise / total).reshape(-1, num * dim)
-        within = product(within, rows**2)
+        share = jax.nn.softmax(logs, axis=0)[..., None]
+        # Means of x_1 as each part tells them.
+        means = centres[:, None] + product(alpha * spreads * off / total, back)
+        mean = jnp.sum(share * means, axis=0)
+        within = product(share * spreads * noise / total, back**2)
+        between = share * (means - mean[None]) ** 2
         return Noised(
-            jax.nn.logsumexp(logs, axis=-1),
-            product((share * -off / total).reshape(-1, num * dim), rows),
+            jax.nn.logsumexp(logs, axis=0),
+            jnp.sum(product(share * -off / total, back), axis=0),
             mean,
-            within + jnp.sum(share * (means - mean[:, None]) ** 2, axis=1),
+            jnp.sum(within + between, axis=0),
         )
 
 
