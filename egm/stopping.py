@@ -23,6 +23,8 @@ _NUM_LAST = 14_336
 """States that the figures at the end take: 2,048 to choose the steps, 8,192 forward, up to 4,096 backward."""
 _MOST_LAST = 0.2
 """Share of the time that is kept for them, at most."""
+_MOST_TO_COMPILE = 0.1
+"""Share of the time that is kept for compiling them, at most."""
 _MOST_BY_CHAINS = 60
 """Iterations after which chains that led nowhere (ESS below .02) are given up for annealing."""
 
@@ -37,11 +39,14 @@ class Budget:
     ess_target: float
     seconds_a_state: float = 0.0
     """What it takes to simulate a state, by the training's clock; 0 where it is not known."""
+    seconds_to_compile: float = 0.0
+    """What the training step took to compile, about what the programs of the figures at the end will."""
 
     @property
     def last(self) -> float:
-        """Seconds that the states of the figures at the end take, or may take."""
-        return min(self.seconds_a_state * _NUM_LAST, _MOST_LAST * self.seconds)
+        """Seconds that the figures at the end take, or may take."""
+        states = min(self.seconds_a_state * _NUM_LAST, _MOST_LAST * self.seconds)
+        return states + min(self.seconds_to_compile, _MOST_TO_COMPILE * self.seconds)
 
     @property
     def share_of_last(self) -> float:
@@ -92,13 +97,16 @@ class Rule:
         self._falling_since: int | None = None
         self._fall_length = _FALL
         self._ends = time.time()
-        self._seconds_each = 0.0
+        self._seconds_each = self._first = 0.0
 
     def heard(self, values: dict[str, float]) -> None:
         """Takes in the metrics of an iteration, at its end."""
         now = time.time()
-        if self.count > 0:
+        if self.count == 0:
+            self._first = now - self._ends
+        else:
             self._seconds_each = max(self._seconds_each * 0.5, now - self._ends)
+            self._budget.seconds_to_compile = max(self._first - self._seconds_each, 0.0)
             # About half of an iteration is the simulation of its states.
             self._budget.seconds_a_state = 0.5 * self._seconds_each / self._num
         self._ends = now

@@ -266,20 +266,19 @@ class _Training:
 
     def _start(self, key: Key) -> Any:
         """Parameters at which the correction is nearly 0."""
-        params = self._net.init(key, self._held[:1])
-        if _is_mlp(self._net):
-            last = f"Dense_{self._net.depth}"
-            params = {
-                "params": params["params"] | {last: jax.tree.map(lambda a: 0.01 * a, params["params"][last])}
-            }
-        return params
+        if not _is_mlp(self._net):
+            return self._net.init(key, self._held[:1])
+        params: Any = jax.jit(self._net.init)(key, self._held[:1])
+        last = f"Dense_{self._net.depth}"
+        small = jax.tree.map(lambda a: 0.01 * a, params["params"][last])
+        return {"params": params["params"] | {last: small}}
 
     def _draw(self, key: Key) -> Callable[[Key], losses.Batch]:
         """Batches: noise coupled with data once, and data for the contrast, with fresh noise."""
         k_rows, k_noise, k_pair = random.split(random.derive(key, "pairs"), 3)
         num = min(_MOST_PAIRS, len(self._table))
         rows = jax.random.permutation(k_rows, len(self._table))[:num]
-        x_0, x_1 = couplings.exact_ot(
+        x_0, x_1 = jax.jit(couplings.exact_ot)(
             k_pair,
             jax.random.normal(k_noise, (num, self._table.shape[1])),
             self._whiten(k_pair, self._table[rows]),

@@ -120,21 +120,27 @@ class MixturePrior(NamedTuple):
 
     def log_joint(self, x: Array) -> Array:
         """[B, C] log of w_c N(x; mean_c, A_c A_c^T); normalised, the responsibilities of the components."""
-        centred = x[:, None] - self.mean[None]
-        if self.scale.shape == self.mean.shape:
-            z, diagonal = centred * self.inverse[None], self.scale
-        else:
-            centred = centred.reshape(*centred.shape[:2], -1)
-            z = jnp.einsum("cij,bcj->bci", self.inverse, centred, precision=jax.lax.Precision.HIGHEST)
-            diagonal = jnp.diagonal(self.scale, axis1=1, axis2=2)
-        count, size = self.log_weights.size, math.prod(self.mean.shape[1:])
-        log_volume = jnp.sum(jnp.log(diagonal).reshape(count, -1), axis=1)
-        peaks = self.log_weights - log_volume - 0.5 * size * math.log(2 * math.pi)
-        return peaks[None] - 0.5 * jnp.sum(z.reshape(*z.shape[:2], -1) ** 2, axis=2)
+        return _log_joint(self, x)
 
     def frames(self, labels: Array) -> Frames:
         """The components of labels [B], one a state."""
         return Frames(self.mean[labels], self.scale[labels], self.inverse[labels])
+
+
+# Compiled whole: on the host its operations take longer to compile one by one, for each number of components.
+@jax.jit
+def _log_joint(mixture: MixturePrior, x: Array) -> Array:
+    centred = x[:, None] - mixture.mean[None]
+    if mixture.scale.shape == mixture.mean.shape:
+        z, diagonal = centred * mixture.inverse[None], mixture.scale
+    else:
+        centred = centred.reshape(*centred.shape[:2], -1)
+        z = jnp.einsum("cij,bcj->bci", mixture.inverse, centred, precision=jax.lax.Precision.HIGHEST)
+        diagonal = jnp.diagonal(mixture.scale, axis1=1, axis2=2)
+    count, size = mixture.log_weights.size, math.prod(mixture.mean.shape[1:])
+    log_volume = jnp.sum(jnp.log(diagonal).reshape(count, -1), axis=1)
+    peaks = mixture.log_weights - log_volume - 0.5 * size * math.log(2 * math.pi)
+    return peaks[None] - 0.5 * jnp.sum(z.reshape(*z.shape[:2], -1) ** 2, axis=2)
 
 
 class Frames(NamedTuple):
