@@ -149,7 +149,7 @@ def systematic(key: Key, log_weights: Array, num: int) -> Array:
     return _systematic(checks.one_key(key), log_weights, checks.positive_int(num, "num"))
 
 
-# Compiled whole, as `_reliability`: on the host its operations take longer one by one than together.
+# Compiled whole, as `reliability` is: on the host its operations take longer one by one than together.
 @functools.partial(jax.jit, static_argnums=2)
 def _systematic(key: Key, log_weights: Array, num: int) -> Array:
     weights = snis(log_weights).weights
@@ -219,11 +219,9 @@ def reliability(log_weights: Array, axis_name: str | None = None) -> Reliability
       [True, False]
     """
     log_weights = jax.lax.stop_gradient(checks.vector(log_weights, "log_weights"))
-    compiled = _reliability if axis_name is None else _reliability.__wrapped__
-    return compiled(log_weights, axis_name)
+    return _compiled_reliability(log_weights) if axis_name is None else _reliability(log_weights, axis_name)
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def _reliability(log_weights: Array, axis_name: str | None) -> Reliability:
     n_here = log_weights.shape[0]
     n = n_here * collectives.axis_size(axis_name)
@@ -246,6 +244,9 @@ def _reliability(log_weights: Array, axis_name: str | None) -> Reliability:
     equal = positive & (top[0] - smallest <= same)
     unseen = jnp.where(positive, unseen, jnp.inf)
     return Reliability(index, effective, limit, largest, unseen, top[-1], equal, reliable)
+
+
+_compiled_reliability = jax.jit(functools.partial(_reliability, axis_name=None))
 
 
 def _largest(x: Array, count: int, axis_name: str | None) -> Array:
