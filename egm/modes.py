@@ -113,7 +113,7 @@ def separate(key: Key, energy: Energy, found: Found, seconds: float = np.inf) ->
     if not nats.mean() < -2 * nats.std() / np.sqrt(len(nats)):
         return nothing
     off = _off(part, found, held)
-    whole = fitted(*start, found.states, weights, _TRUSTS[best])
+    whole = fitted(*start, found.states, weights, _TRUSTS[best], for_chains=True)
     found = with_chains(random.derive(key, "chains"), energy, found, whole, seconds)
     weights = np.exp(found.log_shares - found.log_shares.max())
     mixture = fitted(*start, found.states, weights, _TRUSTS[best])
@@ -127,6 +127,8 @@ def fitted(
     states: np.ndarray,
     weights: np.ndarray,
     trust: float = 1.0,
+    *,
+    for_chains: bool = False,
 ) -> heads.NormalMixture:
     """The most probable mixture of K places and of N(0, I) for all the rest, given weighted states.
 
@@ -138,6 +140,8 @@ def fitted(
       states: [N, D].
       weights: [N], >= 0, of any sum.
       trust: in the places, above 0.
+      for_chains: to start chains from: places without a state are kept, and the weights are halfway between
+        those by states and those by curvature, so that a place that no chain has reached yet has its chance.
 
     Returns:
       NormalMixture of at most K + 1 parts, that for all the rest last; places of less than one state are left
@@ -155,7 +159,7 @@ def fitted(
     kept = (share > _LEAST) | (weights @ belongs > _LEAST)
     kept[-1] = True
     means, covariances, share = means[kept], covariances[kept], share[kept]
-    first_means, first = means, covariances
+    first_means, first, first_share = means, covariances, share / share.sum()
     number = np.zeros(len(share))
     for _ in range(_TURNS):
         belongs = _responsibilities(x, means, covariances, share)[0] * weights[:, None] * count
@@ -168,6 +172,8 @@ def fitted(
         covariances = (scatter + trust * shift + prior * first) / (number + prior)[:, None, None]
         if np.max(np.abs(number - before)) < _SETTLED * count:
             break
+    if for_chains:
+        return heads.NormalMixture(means, covariances, np.log((share + first_share) / 2))
     # Minima along a ridge or in a funnel are places of nothing.
     kept = np.append(number[:-1] >= 1, True)
     return heads.NormalMixture(means[kept], covariances[kept], np.log(share[kept]))

@@ -271,3 +271,16 @@ def test_places_that_are_no_normals_are_off_by_what_they_differ():
     # The figure is of the mixture before the last chains and of a quarter of 768 states, and has the error of
     # the chains' log Z: .05 each at most.
     assert 0 < exact < 1 and abs(separate.nats - exact) < 0.3
+
+
+def test_chains_start_at_places_that_no_chain_has_reached():
+    """Of two places chains have seen one: the other is a start of chains, but no place of the target yet."""
+    means, covariances = np.array([[-9.0, 0.0], [9.0, 0.0]]), np.tile(np.eye(2), (2, 1, 1))
+    states = np.random.default_rng(0).normal(size=(400, 2)) - np.array([9.0, 0.0])
+    arguments = means, covariances, np.log([0.8, 0.2]), states, np.ones(400)
+    seen = modes.fitted(*arguments)
+    assert np.linalg.norm(seen.means - means[1], axis=1).min() > 5
+    start = modes.fitted(*arguments, for_chains=True)
+    there = np.linalg.norm(start.means - means[1], axis=1) < 1
+    # Half of its weight by curvature, which is half of .2 as the rest has the other half.
+    assert there.sum() == 1 and np.exp(start.log_weights[there][0]) > 0.2 / 4
