@@ -128,6 +128,8 @@ def parts_of(design: Design, energy: Energy, network: Any = None) -> Parts:
     own = _network(design, vector[0] if vector else None, energy) if network is None else network
     module = modules.given(own)
     init = lambda key: module.init(key, *inputs(layout, 1))
+    # One program where nothing of the user's is in it; operations one by one compile for seconds.
+    init = jax.jit(init) if network is None else init
     return Parts(path, process, head, init, _legal(module.apply, layout))
 
 

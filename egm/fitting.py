@@ -168,9 +168,7 @@ def fit(
     # Asked for iterations, it takes the same sizes on every machine.
     sizes = sizes_of(design, parts, moved, seconds if iterations is None else None)
     training = _Training(design, sizes, parts, moved, found, optimizer)
-    # One program where nothing of the user's is in it; operations one by one compile for seconds.
-    params = parts.init(k_params) if network is not None else jax.jit(parts.init)(k_params)
-    state = training.start(params)
+    state = training.start(parts.init(k_params))
     budget = stopping.Budget(began, seconds, iterations, ess_target)
     state, history, stopped = training.run(k_train, state, budget, callback, say)
 

@@ -97,13 +97,12 @@ def report(key, potential, epsilon_max, method, set_size, output_dir, history, s
 
     log_z, log_z_wide, mass, energies = quadrature(energy)
     # A short run is judged by fewer states.
-    few = min(set_size, 500)
-    held_out, _ = moons.sample_data(keys[0], 40 * few)
+    held_out, _ = moons.sample_data(keys[0], min(20_000, 40 * set_size))
     nll = float(jnp.mean(jax.jit(energy)(held_out))) + log_z
     prior = likelihood.fit_mixture(keys[4], held_out)
-    options = {"epsilon": epsilon_max, "prior": prior, "num_chains": 8 * few}
+    options = {"epsilon": epsilon_max, "prior": prior, "num_chains": min(4096, 8 * set_size)}
     both_sides = jax.jit(lambda k, x: likelihood.evidence(k, potential, x, **options))
-    ais = both_sides(keys[1], held_out[: 2 * few])
+    ais = both_sides(keys[1], held_out[: min(1024, 2 * set_size)])
     num = NUM_SETS * set_size
     at, from_data, acceptance, paths = draw_samples(keys[2], potential, epsilon_max, method, num)
     exact = np.asarray(moons.sample_data(keys[3], 2 * num)[0])

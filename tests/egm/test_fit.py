@@ -360,6 +360,22 @@ def test_training_ends_in_time_for_the_last_figures():
     assert found.stopped == "out of time"
 
 
+def test_time_is_kept_for_compiling_the_last_figures(monkeypatch):
+    """An iteration of 2 s after one of 9, which compiled: 7 s; never more than a tenth of the whole."""
+    clock = [0.0]
+    monkeypatch.setattr(stopping.time, "time", lambda: clock[0])
+    for seconds, kept in ((100.0, 7.0), (50.0, 5.0)):
+        clock[0] = 0.0
+        budget = stopping.Budget(0.0, seconds, None, 0.95)
+        found = stopping.Rule(budget, True, 1024)
+        for clock[0] in (9.0, 11.0):
+            found.heard({"ess": 0.5, "level": 1.0})
+        # A generation simulates for half of 2 s, and the last figures are 14 of them.
+        states = min(14.0, 0.2 * seconds)
+        assert abs(budget.last - states - kept) < 1e-6
+        assert abs(found._left - (seconds - 11.0 - states - kept)) < 1e-6
+
+
 @pytest.mark.parametrize(("ess", "told"), [([0.1, 0.2, 0.3, 0.4], "out of time"), ([0.4] * 40, "")])
 def test_a_rate_that_fell_for_want_of_time_is_told(ess, told):
     """Eight seconds with iterations of one: the rate falls at once, whether or not the ESS still rises."""
